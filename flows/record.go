@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flows
+
+import (
+	"strconv"
+	"time"
+)
+
+// EndReason says why a record was closed, with the numbers and names of IPFIX
+// flowEndReason (RFC 5102 section 5.11.3).
+type EndReason uint8
+
+// The IPFIX end reasons.
+const (
+	EndIdleTimeout     EndReason = 1 // nothing seen for the idle time-out
+	EndActiveTimeout   EndReason = 2 // still going; a further record follows
+	EndOfFlow          EndReason = 3 // TCP FIN both ways, or RST
+	EndForced          EndReason = 4 // the agent or the device stopped
+	EndLackOfResources EndReason = 5 // closed early to stay within a bound
+)
+
+// String is the snake_case name exported as weft.flow.end_reason.
+func (r EndReason) String() string {
+	switch r {
+	case EndIdleTimeout:
+		return "idle_timeout"
+	case EndActiveTimeout:
+		return "active_timeout"
+	case EndOfFlow:
+		return "end_of_flow"
+	case EndForced:
+		return "forced_end"
+	case EndLackOfResources:
+		return "lack_of_resources"
+	}
+	return "reason" + strconv.Itoa(int(r))
+}
+
+// InitiatorBasis says how the source of a record was chosen.
+type InitiatorBasis uint8
+
+// From certain to guessed.
+const (
+	InitiatorSYN   InitiatorBasis = 1 // the source sent SYN, or the destination SYN-ACK
+	InitiatorICMP  InitiatorBasis = 2 // the source sent the request
+	InitiatorPort  InitiatorBasis = 3 // the destination port is a service's, the source's is not
+	InitiatorFirst InitiatorBasis = 4 // the source was seen first
+)
+
+// String is the name exported as weft.flow.initiator.
+func (b InitiatorBasis) String() string {
+	switch b {
+	case InitiatorSYN:
+		return "syn"
+	case InitiatorICMP:
+		return "icmp"
+	case InitiatorPort:
+		return "port"
+	case InitiatorFirst:
+		return "first_seen"
+	}
+	return "basis" + strconv.Itoa(int(b))
+}
+
+// Record is one conversation over one period. Its totals come from one chosen
+// point per direction, so a packet seen at several points is counted once;
+// Hops has every point's own figures. Never sum Hops.
+type Record struct {
+	Scope     Scope
+	Key       Key // from the initiator (source) to the responder (destination)
+	Initiator InitiatorBasis
+	Start     time.Time // first packet of the period
+	End       time.Time // last packet of the period
+	EndReason EndReason
+
+	Packets, Bytes               uint64 // source to destination, at the chosen point
+	ReversePackets, ReverseBytes uint64 // destination to source, at the chosen point
+	TCPFlags, ReverseTCPFlags    uint8  // OR over the conversation so far, per direction
+	Fragment                     bool   // later fragments whose ports are not known
+	DSCP                         uint8  // of the source's first packet
+
+	// ConnectionID is a fingerprint of both initial sequence numbers, equal at
+	// every point and across NAT. Zero: the handshake was not seen, or not TCP.
+	ConnectionID uint64
+
+	Hops []HopCount
+}
+
+// HopCount is what one point saw of a record's conversation in the record's period.
+type HopCount struct {
+	At      Point
+	Hop     Hop  // empty when the device was gone before the record closed and unknown
+	Reverse bool // the packets went from destination to source
+	Chosen  bool // this point's figures are the record's totals
+	Packets uint64
+	Bytes   uint64
+	First   time.Time
+	Last    time.Time
+}
