@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bpf owns the C programs and what crosses to Go: the generated loaders
+// and types of include/abi.h. One object per hook family; the objects are
+// committed, so that users need no clang. Policy, names and strings live
+// elsewhere.
+package bpf
+
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Wextra -Wno-unused-parameter -Werror -mcpu=v3 -idirafter /usr/include/x86_64-linux-gnu" -target bpfel -go-package bpf -type flow_key -type flow_slot -type flow_bucket -type flow_cold -type cold_bucket -type flow_evicted -type link_place -type point_rare -type flow_control -type weft_hook -type weft_skip -type weft_kind -type weft_limits Flow flow.bpf.c
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Wextra -Wno-unused-parameter -Werror -mcpu=v3 -idirafter /usr/include/x86_64-linux-gnu" -target bpfel -go-package bpf -no-global-types -type hash_key -type hash_flow FlowHash flow_hash.bpf.c
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Wextra -Wno-unused-parameter -Werror -mcpu=v3 -idirafter /usr/include/x86_64-linux-gnu" -target bpfel -go-package bpf -no-global-types Xdp xdp.bpf.c

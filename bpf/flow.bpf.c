@@ -1,0 +1,47 @@
+//go:build ignore
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * flow.bpf.c - count packets and bytes per flow and observation point.
+ *   tc_ingress, tc_egress -> parse -> seen -> slot table | skipped
+ * Never drops, rewrites or redirects. Every packet lands in exactly one flow or
+ * one reason. Linux 5.15 and later: no loops by helper, dynptr or kfunc.
+ */
+#include "include/slots.h"
+#include "include/observe.h"
+
+/* Only so that the generator finds them in the object's BTF. */
+const struct flow_evicted *btf_evicted __attribute__((unused));
+const enum weft_hook *btf_hook __attribute__((unused));
+const enum weft_skip *btf_skip __attribute__((unused));
+const enum weft_kind *btf_kind __attribute__((unused));
+const enum weft_limits *btf_limits __attribute__((unused));
+
+SEC("tc")
+int tc_ingress(struct __sk_buff *skb)
+{
+	observe(skb, WEFT_HOOK_INGRESS);
+	return TC_ACT_UNSPEC; /* -1: the next program or filter decides */
+}
+
+SEC("tc")
+int tc_egress(struct __sk_buff *skb)
+{
+	observe(skb, WEFT_HOOK_EGRESS);
+	return TC_ACT_UNSPEC;
+}
+
+/* Run by user space: what jiffies is at which time. */
+SEC("tc")
+int read_clock(struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	struct flow_control *c = bpf_map_lookup_elem(&control, &zero);
+
+	if (!c)
+		return 1;
+	c->ktime_ns = bpf_ktime_get_ns();
+	c->jiffies = bpf_jiffies64();
+	return 0;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

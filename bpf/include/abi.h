@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * abi.h - everything that crosses between the programs and Go, and nothing else.
+ * Host byte order unless a field says otherwise; natural alignment, never
+ * packed; sizes asserted here, offsets pinned by abi_test.go.
+ */
+#ifndef WEFT_ABI_H
+#define WEFT_ABI_H
+
+#include <linux/types.h>
+
+enum weft_hook {
+	WEFT_HOOK_INGRESS = 1,
+	WEFT_HOOK_EGRESS = 2,
+	WEFT_HOOK_XDP = 3,
+	WEFT_HOOKS = 4,
+};
+
+/* Why a packet is in no flow. Order: flows.SkipReason. */
+enum weft_skip {
+	WEFT_SKIP_ARP = 0,
+	WEFT_SKIP_LLC = 1,
+	WEFT_SKIP_LLDP = 2,
+	WEFT_SKIP_MPLS = 3,
+	WEFT_SKIP_PPPOE = 4,
+	WEFT_SKIP_ETHERTYPE = 5,
+	WEFT_SKIP_VLAN_DEPTH = 6,
+	WEFT_SKIP_TRUNCATED = 7,
+	WEFT_SKIP_MALFORMED = 8,
+	WEFT_SKIP_IPV6_EXT = 9,
+	WEFT_SKIP_TABLE_FULL = 10,
+	WEFT_SKIP_UNPLACED = 11,
+	WEFT_SKIP_MAX = 16,
+	WEFT_PARSED = 255,  /* not a reason: the packet has a key */
+};
+
+/* flow_key.kind */
+enum weft_kind {
+	WEFT_KIND_IPV4 = 1,	/* src and dst are ::ffff:a.b.c.d */
+	WEFT_KIND_FRAGMENT = 2, /* a later fragment whose ports are not known */
+};
+
+enum weft_limits {
+	WEFT_WAYS = 8,	       /* slots in a bucket */
+	WEFT_LINK_PROBES = 8,  /* places that an interface may have */
+};
+
+struct flow_key {
+	__u8 src[16];
+	__u8 dst[16];
+	__u16 sport; /* network order; ICMP: the type */
+	__u16 dport; /* network order; ICMP: the code */
+	__u16 point; /* place * WEFT_HOOKS + hook */
+	__u8 proto;  /* IP protocol of the transport header */
+	__u8 kind;   /* enum weft_kind */
+};
+_Static_assert(sizeof(struct flow_key) == 40, "flow_key layout");
+
+/*
+ * One cache line a flow. Written by one CPU only, read by user space at any time.
+ * tag 0 means empty or being replaced: it is cleared first and published last.
+ */
+struct flow_slot {
+	__u64 tag; /* vlan outer (12 bits) | inner (12) | hash (40, never all zero) */
+	struct flow_key key;
+	__u64 bytes;   /* L2 frame bytes on the wire, cumulative */
+	__u32 packets; /* wire packets, cumulative, wraps */
+	__u16 last;    /* low bits of jiffies at the last packet */
+	__u8 flags;    /* OR of all TCP flags */
+	__u8 gen;      /* counts the flows that lived in this slot, wraps */
+};
+_Static_assert(sizeof(struct flow_slot) == 64, "flow_slot layout");
+
+struct flow_bucket {
+	struct flow_slot way[WEFT_WAYS];
+};
+
+/* What is written once, when a flow takes its slot. */
+struct flow_cold {
+	__u64 first_ns; /* CLOCK_MONOTONIC */
+	__u32 seq;	/* of the first packet if it carried SYN, else 0 */
+	__u32 ack;	/* of the first packet if it carried SYN and ACK, else 0 */
+	__u8 smac[6];	/* zero on a layer 3 device */
+	__u8 dmac[6];
+	__u8 flags; /* TCP flags of the first packet */
+	__u8 dscp;
+	__u8 ttl; /* or hop limit */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct flow_cold) == 32, "flow_cold layout");
+
+struct cold_bucket {
+	struct flow_cold way[WEFT_WAYS];
+};
+
+/* Ring buffer record: a flow had to leave its slot before user space read it out. */
+struct flow_evicted {
+	__u32 slot; /* bucket * WEFT_WAYS + way */
+	__u32 pad;
+	struct flow_slot hot;
+	struct flow_cold cold;
+};
+_Static_assert(sizeof(struct flow_evicted) == 104, "flow_evicted layout");
+
+struct wire_count {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/*
+ * An interface of a namespace, and what one CPU saw there, counted before any
+ * table: one line, found without a hash map. User space writes the identity of
+ * every CPU's copy; the counts have one writer, the CPU.
+ * The number of a point is place * WEFT_HOOKS + hook. Place 0 is for frames of
+ * interfaces that were let go.
+ */
+struct link_place {
+	__u32 ifindex; /* 0: free */
+	__u32 netns;   /* flow_config.netns of that namespace's programs */
+	__u8 l2_len;   /* 14 for Ethernet framing, 0 for layer 3 devices */
+	__u8 pad[7];
+	struct wire_count seen[WEFT_HOOKS - 1]; /* by hook - 1 */
+};
+_Static_assert(sizeof(struct link_place) == 64, "link_place layout");
+
+/* What is rare, by point; several CPUs share one, so it is added to atomically. */
+struct point_rare {
+	struct wire_count skipped[WEFT_SKIP_MAX - 1];
+	struct wire_count gso; /* how much of seen the interface's own counters do not have */
+};
+_Static_assert(sizeof(struct point_rare) == 256, "point_rare layout");
+
+/* One writer a field. */
+struct flow_control {
+	__u64 ktime_ns;	    /* written by read_clock: CLOCK_MONOTONIC ... */
+	__u64 jiffies;	    /* ... and jiffies at the same moment */
+	__u64 read_jiffies; /* written by user space: all that changed before has been read out */
+	__u64 pad;
+};
+_Static_assert(sizeof(struct flow_control) == 32, "flow_control layout");
+
+/* Set once before load; the sizes agree with the maps' max_entries. */
+struct flow_config {
+	__u64 hash_key[5]; /* random: the hash is not guessable from outside */
+	__u32 bucket_mask; /* buckets of one CPU - 1 */
+	__u32 place_mask;  /* places of one CPU - 1 */
+	__u32 rare_mask;   /* shards of rare - 1 */
+	__u32 ring_wake;   /* wake the reader when the ring holds so many bytes */
+	__u32 netns;	   /* this namespace's number, from 1 */
+	__u32 first_place; /* where to look for ifindex 0; differs by namespace */
+};
+_Static_assert(sizeof(struct flow_config) == 64, "flow_config layout");
+
+/* Fallback table. */
+struct hash_key {
+	struct flow_key key;
+	__u32 vlan; /* outer | inner << 12 */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct hash_key) == 48, "hash_key layout");
+
+struct hash_flow {
+	__u64 bytes;
+	__u64 packets;
+	__u64 last; /* jiffies */
+	__u64 flags;
+	struct flow_cold cold;
+};
+_Static_assert(sizeof(struct hash_flow) == 64, "hash_flow layout");
+
+/* A datagram whose first fragment passed a point. */
+struct frag_key {
+	__u8 src[16];
+	__u8 dst[16];
+	__u32 id;    /* network order; IPv4: 16 bits */
+	__u16 point;
+	__u8 proto; /* the next header that the fragments name */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct frag_key) == 40, "frag_key layout");
+
+struct frag_ports {
+	__u32 ports; /* sport, dport as in the packet */
+	__u8 proto; /* the transport that the first fragment named */
+	__u8 pad[3];
+};
+
+#endif

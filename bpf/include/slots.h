@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * slots.h - the flow table: a partition per CPU of buckets of WEFT_WAYS lines.
+ *
+ *   hit   add to the line. No atomics: TC and XDP run with softirqs off, so the
+ *         CPU is the partition's only writer.
+ *   miss  take, in probe order, a line that is empty, else one that user space has
+ *         read out and that rested since, else send the oldest to the ring buffer
+ *         and take its line; a full ring buffer refuses the packet, which is then
+ *         counted under table_full.
+ *
+ * User space reads lines through a mapping and never writes one. A line that
+ * changes hands has tag 0 meanwhile.
+ */
+#ifndef WEFT_SLOTS_H
+#define WEFT_SLOTS_H
+
+#include "cold.h"
+#include "hash.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow_bucket);
+} slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct cold_bucket);
+} cold_lines SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow_control);
+} control SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} evicted SEC(".maps");
+
+#define EVICTED_STRIDE (sizeof(struct flow_evicted) + 8) /* with the ring's own header */
+
+/* bit 24 makes it differ from an empty line's 0 */
+static __always_inline __u64 tag_of(__u64 hash, __u32 vlan)
+{
+	return hash << 24 | 1 << 24 | vlan;
+}
+
+/* Was everything that happened to this line before now read out by user space? */
+static __always_inline int read_out(const struct flow_slot *s, __u64 now)
+{
+	__u32 zero = 0, age = (__u16)(now - s->last);
+	struct flow_control *c = bpf_map_lookup_elem(&control, &zero);
+	__u64 since;
+
+	if (!c)
+		return 0;
+	since = now - c->read_jiffies;
+	/* ages are known modulo 2^16: an older line can only look younger */
+	return since < 0x8000 && age > since;
+}
+
+static __always_inline int evict(const struct flow_slot *s, const struct flow_cold *c, __u32 slot)
+{
+	struct flow_evicted *e = bpf_ringbuf_reserve(&evicted, sizeof(*e), 0);
+	__u64 waiting;
+
+	if (!e)
+		return -1;
+	e->slot = slot;
+	e->pad = 0;
+	e->hot = *s;
+	e->cold = *c;
+	/* a wake-up costs microseconds: one in about 70 once the ring is a quarter full */
+	waiting = bpf_ringbuf_query(&evicted, BPF_RB_AVAIL_DATA);
+	bpf_ringbuf_submit(e, waiting >= config.ring_wake && (waiting & 8191) < EVICTED_STRIDE ?
+				      BPF_RB_FORCE_WAKEUP :
+				      BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+/* Puts the packet's flow into way w of the bucket; 0, or -1 when the one that lives
+ * there cannot be moved out.
+ */
+static __always_inline int occupy(frame_t *ctx, const struct packet *p, struct flow_bucket *b,
+				  __u32 w, __u64 now, int leave)
+{
+	struct cold_bucket *cb = bpf_map_lookup_elem(&cold_lines, &p->bucket);
+	struct flow_slot *s = &b->way[w & (WEFT_WAYS - 1)];
+	struct flow_cold *c;
+
+	if (!cb)
+		return -1;
+	c = &cb->way[w & (WEFT_WAYS - 1)];
+	if (leave && evict(s, c, p->bucket * WEFT_WAYS + w))
+		return -1;
+	__sync_lock_test_and_set(&s->tag, 0);
+	s->key = p->key;
+	s->bytes = p->bytes;
+	s->packets = p->packets;
+	s->last = now;
+	s->flags = p->flags;
+	s->gen++;
+	fill_cold(ctx, p, c);
+	__sync_lock_test_and_set(&s->tag, tag_of(p->hash, p->vlan));
+	return 0;
+}
+
+__noinline int add_new(frame_t *ctx, struct packet *p, struct flow_bucket *b)
+{
+	__u32 home, oldest, age = 0;
+	__u64 now = bpf_jiffies64();
+
+	if (!p || !b)
+		return -1;
+	home = oldest = p->hash >> 61;
+	for (__u32 i = 0; i < WEFT_WAYS; i++) {
+		__u32 w = (home + i) & (WEFT_WAYS - 1);
+		struct flow_slot *s = &b->way[w];
+		__u32 a = (__u16)(now - s->last);
+
+		if (!s->tag || read_out(s, now))
+			return occupy(ctx, p, b, w, now, 0);
+		if (a > age) {
+			age = a;
+			oldest = w;
+		}
+	}
+	return occupy(ctx, p, b, oldest, now, 1);
+}
+
+/* A SYN on a line whose connection has ended starts a new flow in the same line. */
+__noinline int add_again(frame_t *ctx, struct packet *p, struct flow_bucket *b,
+				__u32 w)
+{
+	if (!p || !b)
+		return -1;
+	return occupy(ctx, p, b, w, bpf_jiffies64(), 1);
+}
+
+static __always_inline int same_key(const struct flow_slot *s, const struct packet *p)
+{
+	const __u64 *k = (const __u64 *)&s->key;
+
+	return !((k[0] ^ p->words[0]) | (k[1] ^ p->words[1]) | (k[2] ^ p->words[2]) |
+		 (k[3] ^ p->words[3]) | (k[4] ^ p->words[4]));
+}
+
+/* Adds a parsed packet to its flow: 0, or -1 when the table has no room. */
+static __always_inline int add_flow(frame_t *ctx, struct packet *p, __u32 cpu, __u32 packets,
+				    __u32 bytes)
+{
+	__u64 hash = flow_hash(p), tag = tag_of(hash, p->vlan);
+	__u32 bucket = cpu * (config.bucket_mask + 1) + ((__u32)(hash >> 29) & config.bucket_mask);
+	struct flow_bucket *b = bpf_map_lookup_elem(&slots, &bucket);
+	__u8 flags = p->flags;
+
+	if (!b)
+		return -1;
+#pragma unroll
+	for (__u32 i = 0; i < WEFT_WAYS; i++) {
+		__u32 w = ((hash >> 61) + i) & (WEFT_WAYS - 1);
+		struct flow_slot *s = &b->way[w];
+		__u64 t = s->tag;
+
+		if (likely(t == tag) && likely(same_key(s, p))) {
+			if (unlikely(flags & TCP_SYN) && s->flags & (TCP_FIN | TCP_RST)) {
+				p->hash = hash;
+				p->bucket = bucket;
+				p->packets = packets;
+				p->bytes = bytes;
+				return add_again(ctx, p, b, w);
+			}
+			s->bytes += bytes;
+			s->packets += packets;
+			s->last = bpf_jiffies64();
+			s->flags |= flags;
+			return 0;
+		}
+		if (!t)
+			break;
+	}
+	p->hash = hash;
+	p->bucket = bucket;
+	p->packets = packets;
+	p->bytes = bytes;
+	return add_new(ctx, p, b);
+}
+
+#endif
