@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"weft/bpf"
+)
+
+// clock turns the kernel's clocks into wall-clock time. The offset between
+// CLOCK_MONOTONIC and CLOCK_REALTIME is read anew for each drain, so that slews,
+// steps and suspends of the wall clock never accumulate as drift; jiffies are
+// related to CLOCK_MONOTONIC by reading both in one program run.
+type clock struct {
+	prog *programs
+	ctl  mapping[bpf.FlowFlowControl]
+	tick int64 // nanoseconds of a jiffy
+}
+
+// instant is one moment on all clocks.
+type instant struct {
+	wall    time.Time
+	mono    int64  // CLOCK_MONOTONIC, ns
+	jiffies uint64 // at mono
+	tick    int64  // ns of a jiffy
+	offset  int64  // CLOCK_REALTIME - CLOCK_MONOTONIC, ns
+}
+
+func newClock(o *objects) (*clock, error) {
+	c := &clock{}
+	var err error
+	if c.prog, err = o.programs(0, false); err != nil {
+		return nil, err
+	}
+	if c.ctl, err = mapArray[bpf.FlowFlowControl](o.maps[bpf.FlowMapControl], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return c, err
+	}
+	return c, c.measureTick()
+}
+
+// run reads CLOCK_MONOTONIC and jiffies in the kernel, at the same moment.
+func (c *clock) run() (mono int64, jiffies uint64, err error) {
+	ret, err := c.prog.clock.Run(&ebpf.RunOptions{Data: make([]byte, 14)})
+	if err != nil || ret != 0 {
+		return 0, 0, fmt.Errorf("read the kernel's clock: program run returned %d: %w", ret, err)
+	}
+	return int64(atomic.LoadUint64(&c.ctl.v[0].KtimeNs)), atomic.LoadUint64(&c.ctl.v[0].Jiffies), nil
+}
+
+// measureTick times two ticks and takes the nearest frequency that kernels are
+// built with: 1000, 300, 250 or 100 Hz.
+func (c *clock) measureTick() error {
+	edge := func() (int64, uint64, error) {
+		_, from, err := c.run()
+		deadline := time.Now().Add(time.Second)
+		for err == nil {
+			mono, j, e := c.run()
+			if e == nil && j != from {
+				return mono, j, nil
+			}
+			if err = e; time.Now().After(deadline) {
+				return 0, 0, fmt.Errorf("measure the kernel's tick: jiffies stand still")
+			}
+		}
+		return 0, 0, err
+	}
+	m1, j1, err := edge()
+	if err != nil {
+		return err
+	}
+	m2, j2, err := edge()
+	if err != nil {
+		return err
+	}
+	c.tick = nearestTick((m2 - m1) / int64(j2-j1))
+	return nil
+}
+
+func nearestTick(ns int64) int64 {
+	best := int64(time.Second) / 1000
+	for _, hz := range []int64{300, 250, 100} {
+		if t := int64(time.Second) / hz; max(t-ns, ns-t) < max(best-ns, ns-best) {
+			best = t
+		}
+	}
+	return best
+}
+
+// read is now. The offset is that of the tightest of a few tries.
+func (c *clock) read() (instant, error) {
+	mono, jiffies, err := c.run()
+	if err != nil {
+		return instant{}, err
+	}
+	offset, err := wallOffset()
+	if err != nil {
+		return instant{}, err
+	}
+	return instant{wall: time.Unix(0, mono+offset), mono: mono, jiffies: jiffies, tick: c.tick, offset: offset}, nil
+}
+
+func wallOffset() (int64, error) {
+	var best, offset int64 = 1 << 62, 0
+	for range 3 {
+		var a, w, b unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &a); err != nil {
+			return 0, fmt.Errorf("read CLOCK_MONOTONIC: %w", err)
+		}
+		if err := unix.ClockGettime(unix.CLOCK_REALTIME, &w); err != nil {
+			return 0, fmt.Errorf("read CLOCK_REALTIME: %w", err)
+		}
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &b); err != nil {
+			return 0, fmt.Errorf("read CLOCK_MONOTONIC: %w", err)
+		}
+		if d := b.Nano() - a.Nano(); d < best {
+			best, offset = d, w.Nano()-(a.Nano()+d/2)
+		}
+	}
+	return offset, nil
+}
+
+// at is the wall-clock time of a CLOCK_MONOTONIC time, in Unix nanoseconds.
+func (i instant) at(mono uint64) int64 { return int64(mono) + i.offset }
+
+// atTick is the wall-clock time of the low 16 bits of jiffies that were written
+// not long ago, to the tick; one written after the instant was taken is the
+// instant.
+func (i instant) atTick(low uint16) int64 {
+	age := int64(int16(uint16(i.jiffies) - low))
+	return i.mono + i.offset - max(age, 0)*i.tick
+}
+
+// publishRead tells the programs that every slot that rests since the jiffies
+// given was read out.
+func (c *clock) publishRead(jiffies uint64) { atomic.StoreUint64(&c.ctl.v[0].ReadJiffies, jiffies) }
+
+func (c *clock) close() error {
+	err := c.ctl.close()
+	if c.prog != nil {
+		if e := c.prog.close(); err == nil {
+			err = e
+		}
+	}
+	return err
+}

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"weft/bpf"
+)
+
+const (
+	defaultInterfaces = 2048
+	maxInterfaces     = 8192 // a point's number has 16 bits
+	minMemory         = 2 << 20
+	ringBytes         = 4 << 20
+	maxRareShards     = 8
+
+	slotBytes  = 64
+	coldBytes  = 32
+	placeBytes = 64           // an interface, on each CPU
+	rareBytes  = 256          // a point, on each shard
+	fragBytes  = 8192 * 128   // the fragment table: 48 bytes an entry and the kernel's own
+	hashBytes  = 48 + 64 + 56 // an entry of the fallback: key, value and the kernel's own
+	bucketSize = int(bpf.FlowWeftLimitsWEFT_WAYS)
+	hooks      = int(bpf.FlowWeftHookWEFT_HOOKS)
+	maxProbes  = int(bpf.FlowWeftLimitsWEFT_LINK_PROBES)
+)
+
+// sizes of the kernel structures: together at most Options.MaxMemory.
+type sizes struct {
+	cpus   int
+	slots  int // of one CPU
+	places int // interfaces, and as many free ones, so that most have the first place they look for
+	shards int // copies of the rare counters
+	ring   int // bytes
+}
+
+// sizeFor picks the partition size for the machine: counters first, then the
+// ring, and the largest power of two of slots that still fits.
+func sizeFor(o *Options, cpus int) sizes {
+	s := sizes{
+		cpus: cpus, ring: ringBytes, shards: min(floorPow2(cpus), maxRareShards),
+		places: ceilPow2(o.MaxInterfaces * 2),
+	}
+	for s.ring > 65536 && s.ring > o.MaxMemory/8 {
+		s.ring /= 2
+	}
+	for s.places > 16 && s.counters() > o.MaxMemory/8 {
+		s.places /= 2
+	}
+	s.slots = max(bucketSize, ceilPow2(o.Slots))
+	for s.slots > bucketSize && s.total() > o.MaxMemory {
+		s.slots /= 2
+	}
+	return s
+}
+
+func (s sizes) counters() int { return s.places * (s.cpus*placeBytes + s.shards*hooks*rareBytes) }
+
+func (s sizes) total() int {
+	return s.cpus*s.slots*(slotBytes+coldBytes) + s.counters() + s.ring + fragBytes
+}
+
+// hashEntries is the size of each of the fallback's two sets, in the same memory.
+func (s sizes) hashEntries() int { return max(64, s.cpus*s.slots*(slotBytes+coldBytes)/(2*hashBytes)) }
+
+func floorPow2(n int) int {
+	p := 1
+	for p*2 <= n {
+		p *= 2
+	}
+	return p
+}
+
+func ceilPow2(n int) int {
+	p := 1
+	for p < n {
+		p *= 2
+	}
+	return p
+}
+
+// objects is what is loaded once: the maps, and what programs of a further
+// namespace are made from.
+type objects struct {
+	backend Backend
+	size    sizes
+	config  bpf.FlowFlowConfig
+	spec    *ebpf.CollectionSpec
+	xdp     *ebpf.CollectionSpec // nil: off
+	maps    map[string]*ebpf.Map
+}
+
+// loadObjects creates the maps and proves that the programs load. The slot table
+// gives way to the hash when the kernel refuses it, unless it was asked for.
+func loadObjects(o *Options, off func(Capability)) (*objects, error) {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("count possible CPUs: %w", err)
+	}
+	backend := o.Backend
+	if backend == BackendAuto {
+		backend = BackendSlots
+		if preemptibleSoftirqs() {
+			off(Capability{Name: "slot table", Needs: "a kernel without PREEMPT_RT", Err: "softirqs can be preempted: a slot would have two writers"})
+			backend = BackendHash
+		}
+	}
+	objs, err := loadBackend(backend, sizeFor(o, cpus), o.XDP != XDPOff)
+	if err != nil && o.Backend == BackendAuto && backend == BackendSlots {
+		off(Capability{Name: "slot table", Needs: "mappable arrays (5.5), ring buffer (5.8), CAP_BPF", Err: err.Error()})
+		objs, err = loadBackend(BackendHash, sizeFor(o, cpus), false)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if o.XDP != XDPOff && objs.xdp == nil {
+		off(Capability{Name: "xdp", Needs: "the slot table", Err: "the hash table has no XDP program"})
+	}
+	return objs, nil
+}
+
+// preemptibleSoftirqs is true on PREEMPT_RT.
+func preemptibleSoftirqs() bool {
+	b, err := os.ReadFile("/sys/kernel/realtime")
+	return err == nil && strings.TrimSpace(string(b)) == "1"
+}
+
+func loadBackend(backend Backend, size sizes, xdp bool) (*objects, error) {
+	o := &objects{backend: backend, size: size, maps: map[string]*ebpf.Map{}}
+	load := bpf.LoadFlow
+	if backend == BackendHash {
+		load = bpf.LoadFlowHash
+	}
+	var err error
+	if o.spec, err = load(); err != nil {
+		return nil, fmt.Errorf("read the %s object: %w", backend, err)
+	}
+	o.configure()
+	if err := o.createMaps(); err != nil {
+		return nil, errors.Join(err, o.close())
+	}
+	if xdp && backend == BackendSlots {
+		if o.xdp, err = bpf.LoadXdp(); err != nil {
+			return nil, errors.Join(fmt.Errorf("read the xdp object: %w", err), o.close())
+		}
+	}
+	p, err := o.programs(0, false)
+	if err != nil {
+		return nil, errors.Join(err, o.close())
+	}
+	return o, p.close()
+}
+
+func (o *objects) configure() {
+	s := o.size
+	var seed [40]byte
+	rand.Read(seed[:]) // never fails
+	for i := range o.config.HashKey {
+		o.config.HashKey[i] = binary.NativeEndian.Uint64(seed[i*8:])
+	}
+	buckets := s.slots / bucketSize
+	o.config.BucketMask = uint32(buckets - 1)
+	o.config.PlaceMask = uint32(s.places - 1)
+	o.config.RareMask = uint32(s.shards - 1)
+	o.config.RingWake = uint32(s.ring / 4)
+	o.resize(o.spec)
+}
+
+// resize gives the maps of a spec the sizes that config names.
+func (o *objects) resize(spec *ebpf.CollectionSpec) {
+	s := o.size
+	buckets := uint32(s.cpus * s.slots / bucketSize)
+	for name, n := range map[string]uint32{
+		bpf.FlowMapPlaces: uint32(s.cpus * s.places), bpf.FlowMapRare: uint32(s.shards * s.places * hooks),
+		bpf.FlowMapSlots:     buckets,
+		bpf.FlowMapColdLines: buckets, bpf.FlowMapEvicted: uint32(s.ring),
+	} {
+		if m := spec.Maps[name]; m != nil {
+			m.MaxEntries = n
+		}
+	}
+	if m := spec.Maps[bpf.FlowHashMapCurrentSet]; m != nil {
+		m.InnerMap.MaxEntries = uint32(s.hashEntries())
+	}
+}
+
+// createMaps makes every map but the read-only data, which each namespace's
+// programs have for themselves.
+func (o *objects) createMaps() error {
+	for name, spec := range o.spec.Maps {
+		if strings.HasPrefix(name, ".") {
+			continue
+		}
+		m, err := ebpf.NewMap(spec)
+		if err != nil {
+			return fmt.Errorf("create map %s (%d entries): %w", name, spec.MaxEntries, err)
+		}
+		o.maps[name] = m
+	}
+	return nil
+}
+
+// programs is one namespace's set; only the maps are shared.
+type programs struct {
+	ingress, egress, xdp, clock *ebpf.Program
+}
+
+// programs loads a set whose packets count for the namespace with that number.
+func (o *objects) programs(netns uint32, xdp bool) (*programs, error) {
+	p := &programs{}
+	loaded, err := o.load(o.spec, netns)
+	if err != nil {
+		return nil, err
+	}
+	p.ingress, p.egress, p.clock = loaded[bpf.FlowProgTcIngress], loaded[bpf.FlowProgTcEgress], loaded[bpf.FlowProgReadClock]
+	if !xdp || o.xdp == nil {
+		return p, nil
+	}
+	x := o.xdp.Copy()
+	o.resize(x)
+	if loaded, err = o.load(x, netns); err != nil {
+		return nil, errors.Join(err, p.close())
+	}
+	p.xdp = loaded[bpf.XdpProgXdpObserve]
+	return p, nil
+}
+
+func (o *objects) load(spec *ebpf.CollectionSpec, netns uint32) (map[string]*ebpf.Program, error) {
+	spec = spec.Copy()
+	cfg := o.config
+	cfg.Netns, cfg.FirstPlace = netns, firstPlace(netns)
+	if err := spec.Variables[bpf.FlowVarConfig].Set(cfg); err != nil {
+		return nil, fmt.Errorf("configure programs: %w", err)
+	}
+	shared := map[string]*ebpf.Map{}
+	for name := range spec.Maps {
+		if m := o.maps[name]; m != nil {
+			shared[name] = m
+		}
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
+	if err != nil {
+		var v *ebpf.VerifierError
+		if errors.As(err, &v) {
+			return nil, fmt.Errorf("load programs: the verifier refused: %+v", v)
+		}
+		return nil, fmt.Errorf("load programs: %w", err)
+	}
+	progs := map[string]*ebpf.Program{}
+	for name := range spec.Programs {
+		progs[name] = coll.DetachProgram(name)
+	}
+	coll.Close()
+	return progs, nil
+}
+
+func (p *programs) close() error {
+	var errs []error
+	for _, prog := range []*ebpf.Program{p.ingress, p.egress, p.xdp, p.clock} {
+		if prog != nil {
+			errs = append(errs, prog.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (o *objects) close() error {
+	var errs []error
+	for _, m := range o.maps {
+		errs = append(errs, m.Close())
+	}
+	o.maps = nil
+	return errors.Join(errs...)
+}
+
+// memory lists what the kernel holds for the programs.
+func (o *objects) memory() []MemoryUse {
+	s := o.size
+	use := []MemoryUse{
+		{"point counters", uint64(s.counters())},
+		{"fragment table", fragBytes},
+	}
+	if o.backend == BackendHash {
+		return append(use, MemoryUse{"flow sets (2)", uint64(2 * s.hashEntries() * hashBytes)})
+	}
+	return append(use,
+		MemoryUse{"flow slots", uint64(s.cpus * s.slots * slotBytes)},
+		MemoryUse{"cold lines", uint64(s.cpus * s.slots * coldBytes)},
+		MemoryUse{"eviction ring", uint64(s.ring)})
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path"
+	"time"
+)
+
+// Options says what to watch and how much it may cost. The zero value of every
+// field works.
+type Options struct {
+	// Interfaces and Exclude are globs (path.Match) on device names. A device is
+	// watched when one of Interfaces matches and none of Exclude does.
+	// Empty Interfaces: all. A pattern without wildcards that names no device at
+	// Open is an error.
+	Interfaces, Exclude []string
+
+	// Netns lists further network namespaces: paths (/run/netns/blue), names of
+	// `ip netns`, or the single word "all" for every one found in /run/netns,
+	// /run/docker/netns and /proc/*/ns/net, now and later.
+	Netns []string
+
+	// Interval between drains of the flow table. 0: one second.
+	Interval time.Duration
+
+	// XDP adds an XDP program to every watched device: XDPOff, XDPNative, XDPGeneric.
+	XDP XDPMode
+
+	// Slots is the number of flow slots for each CPU, rounded up to a power of
+	// two and lowered until MaxMemory holds. 0: 65536.
+	Slots int
+
+	// MaxMemory bounds tables, cold lines, rings and counters together, in bytes.
+	// 0: 64 MiB.
+	MaxMemory int
+
+	// MaxInterfaces bounds the devices that are watched; those over it are not, and
+	// Status says so. 0: 2048, lowered on machines with many CPUs.
+	MaxInterfaces int
+
+	// Backend forces a flow table: BackendAuto, BackendSlots, BackendHash.
+	Backend Backend
+
+	// Hooks forces how TC programs are attached: HooksAuto, HooksTCX, HooksClsact.
+	Hooks Hooks
+
+	// Log receives life-cycle lines. Nil: none.
+	Log *slog.Logger
+}
+
+// XDPMode says whether and how XDP programs are attached.
+type XDPMode string
+
+// XDP modes. Native XDP on a veth turns the peer's segmentation offload off.
+const (
+	XDPOff     XDPMode = "off"
+	XDPNative  XDPMode = "native"
+	XDPGeneric XDPMode = "generic"
+)
+
+// Backend is a kind of flow table.
+type Backend string
+
+// Backends. Slots is the per-CPU one-line-slot table; Hash is the plain BPF
+// hash that is swapped and drained, for kernels that refuse the other.
+const (
+	BackendAuto  Backend = ""
+	BackendSlots Backend = "slots"
+	BackendHash  Backend = "hash"
+)
+
+// Hooks is a way of attaching TC programs.
+type Hooks string
+
+// Hooks: tcx needs Linux 6.6, clsact is everywhere.
+const (
+	HooksAuto   Hooks = ""
+	HooksTCX    Hooks = "tcx"
+	HooksClsact Hooks = "clsact"
+)
+
+// setDefaults fills the zero values and reports every mistake at once.
+func (o *Options) setDefaults() error {
+	var errs []error
+	if o.Interval == 0 {
+		o.Interval = defaultInterval
+	}
+	if o.Interval < minInterval || o.Interval > maxInterval {
+		errs = append(errs, fmt.Errorf("interval %s: use %s to %s", o.Interval, minInterval, maxInterval))
+	}
+	if o.Slots == 0 {
+		o.Slots = defaultSlots
+	}
+	if o.Slots < 64 || o.Slots > 1<<24 {
+		errs = append(errs, fmt.Errorf("slots %d: use 64 to %d", o.Slots, 1<<24))
+	}
+	if o.MaxMemory == 0 {
+		o.MaxMemory = defaultMaxMemory
+	}
+	if o.MaxMemory < minMemory {
+		errs = append(errs, fmt.Errorf("maximum memory %d bytes: use at least %d", o.MaxMemory, minMemory))
+	}
+	if o.MaxInterfaces == 0 {
+		o.MaxInterfaces = defaultInterfaces
+	}
+	if o.MaxInterfaces < 4 || o.MaxInterfaces > maxInterfaces {
+		errs = append(errs, fmt.Errorf("maximum interfaces %d: use 4 to %d", o.MaxInterfaces, maxInterfaces))
+	}
+	switch o.XDP {
+	case "":
+		o.XDP = XDPOff
+	case XDPOff, XDPNative, XDPGeneric:
+	default:
+		errs = append(errs, fmt.Errorf("xdp %q: use off, native or generic", o.XDP))
+	}
+	switch o.Backend {
+	case BackendAuto, BackendSlots, BackendHash:
+	default:
+		errs = append(errs, fmt.Errorf("backend %q: use slots or hash", o.Backend))
+	}
+	switch o.Hooks {
+	case HooksAuto, HooksTCX, HooksClsact:
+	default:
+		errs = append(errs, fmt.Errorf("hooks %q: use tcx or clsact", o.Hooks))
+	}
+	return errors.Join(append(errs, o.checkGlobs())...)
+}
+
+func (o *Options) checkGlobs() error {
+	var errs []error
+	for _, g := range append(append([]string{}, o.Interfaces...), o.Exclude...) {
+		if _, err := path.Match(g, ""); err != nil {
+			errs = append(errs, fmt.Errorf("interface pattern %q: %w: close the bracket or escape it with a backslash", g, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// wants reports whether the device is to be watched.
+func wants(interfaces, exclude []string, device string) bool {
+	return (len(interfaces) == 0 || matches(interfaces, device)) && !matches(exclude, device)
+}
+
+func matches(globs []string, device string) bool {
+	for _, g := range globs {
+		if ok, err := path.Match(g, device); ok && err == nil {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"weft/bpf"
+	"weft/flows"
+)
+
+// pointTable gives every watched interface a place, which the programs find by
+// ifindex, and reads what they counted there. A point's number is
+// place * hooks + hook: the programs put it into keys. Place 0 is for frames of
+// interfaces already let go. Bounded by the size of the places map.
+type pointTable struct {
+	places mapping[bpf.FlowLinkPlace] // [cpu][place]
+	rare   mapping[bpf.FlowPointRare] // [shard][point]
+	size   sizes
+
+	byID []atomic.Pointer[point] // read by the drain without the lock
+
+	mu   sync.Mutex
+	byAt map[flows.Point]*point
+	used []bool // by place: its points are live or leaving
+	free int
+}
+
+type point struct {
+	id       uint16
+	at       flows.Point
+	hop      flows.Hop // guarded by pointTable.mu, as is what follows
+	err      string
+	attached bool
+	leaving  int // drains begun since it was detached, plus one; 0: live
+
+	base   flows.PointAccount // what the counters held when the place was given out
+	before flows.Count
+}
+
+// goneAfter drains the last packets of a detached point have been read.
+const goneAfter = 3
+
+// watchedHooks are those that a place counts.
+var watchedHooks = []flows.Hook{flows.HookIngress, flows.HookEgress, flows.HookXDP}
+
+func (t *pointTable) open(o *objects) error {
+	t.size = o.size
+	t.byID = make([]atomic.Pointer[point], o.size.places*hooks)
+	t.byAt = map[flows.Point]*point{}
+	t.used = make([]bool, o.size.places)
+	t.used[0] = true
+	t.free = o.size.places/2 - 1
+	for _, h := range watchedHooks {
+		p := &point{id: uint16(h), at: flows.Point{Hook: h}, attached: true}
+		t.byID[p.id].Store(p)
+	}
+	var err error
+	if t.places, err = mapArray[bpf.FlowLinkPlace](o.maps[bpf.FlowMapPlaces], unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return err
+	}
+	t.rare, err = mapArray[bpf.FlowPointRare](o.maps[bpf.FlowMapRare], unix.PROT_READ)
+	return err
+}
+
+func (t *pointTable) close() error { return errors.Join(t.places.close(), t.rare.close()) }
+
+// firstPlace is where the programs of a namespace begin to look.
+func firstPlace(netns uint32) uint32 { return netns * 40503 }
+
+var errNoPlace = errors.New("no place for a further interface: raise dataplane.max_interfaces, or watch fewer")
+
+// add gives an interface a place and a point for each hook. The caller attaches
+// programs when it returns.
+func (t *pointTable) add(netns uint32, l2Len uint8, at flows.Point, hop flows.Hop, on []flows.Hook) ([]*point, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	place := 0
+	for i := range maxProbes {
+		c := int(firstPlace(netns)+at.Ifindex+uint32(i)) & (t.size.places - 1)
+		if !t.used[c] {
+			place = c
+			break
+		}
+	}
+	if place == 0 || t.free == 0 {
+		return nil, errNoPlace
+	}
+	t.used[place] = true
+	t.free--
+	var points []*point
+	for _, h := range on {
+		at.Hook = h
+		p := &point{id: uint16(place*hooks + int(h)), at: at, hop: hop}
+		p.base = t.read(p.id)
+		t.byID[p.id].Store(p)
+		t.byAt[at] = p
+		points = append(points, p)
+	}
+	t.identify(place, at.Ifindex, netns, l2Len)
+	return points, nil
+}
+
+// identify writes whose place it is, for every CPU; ifindex 0: nobody's.
+func (t *pointTable) identify(place int, ifindex, netns uint32, l2Len uint8) {
+	for cpu := range t.size.cpus {
+		l := &t.places.v[cpu*t.size.places+place]
+		l.L2Len = l2Len
+		atomic.StoreUint32(&l.Netns, netns)
+		atomic.StoreUint32(&l.Ifindex, ifindex)
+	}
+}
+
+func (t *pointTable) set(p *point, attached bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.attached, p.err = attached, ""
+	if err != nil {
+		p.err = err.Error()
+	}
+}
+
+func (t *pointTable) rename(p *point, name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.hop.Interface = name
+}
+
+// retire is told that the interface's programs are detached: frames of it that
+// are still under way count as unplaced.
+func (t *pointTable) retire(points []*point) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range points {
+		t.identify(int(p.id)/hooks, 0, 0, 0)
+		p.attached, p.leaving = false, 1
+	}
+}
+
+func (t *pointTable) hop(at flows.Point) (flows.Hop, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.byAt[at]; p != nil {
+		return p.hop, true
+	}
+	return flows.Hop{}, false
+}
+
+// at is the point with a number that the kernel put into a key.
+func (t *pointTable) at(id uint16) flows.Point {
+	if int(id) < len(t.byID) {
+		if p := t.byID[id].Load(); p != nil {
+			return p.at
+		}
+	}
+	return flows.Point{}
+}
+
+// read is what the kernel counted under a number since the maps were made.
+// Skipped is read before After, so that flows + skipped never exceed it.
+func (t *pointTable) read(id uint16) flows.PointAccount {
+	var a flows.PointAccount
+	for shard := range t.size.shards {
+		r := &t.rare.v[shard*t.size.places*hooks+int(id)]
+		for i := range int(flows.SkipConversationLimit) {
+			a.Skipped[i].Add(load(&r.Skipped[i].Packets, &r.Skipped[i].Bytes))
+		}
+		a.GSO.Add(load(&r.Gso.Packets, &r.Gso.Bytes))
+	}
+	a.After = t.seen(id)
+	return a
+}
+
+// seen sums the CPUs' counters.
+func (t *pointTable) seen(id uint16) (c flows.Count) {
+	place, hook := int(id)/hooks, int(id)%hooks
+	for cpu := range t.size.cpus {
+		s := &t.places.v[cpu*t.size.places+place].Seen[hook-1]
+		c.Add(load(&s.Packets, &s.Bytes))
+	}
+	return c
+}
+
+func load(packets, bytes *uint64) flows.Count {
+	return flows.Count{Packets: atomic.LoadUint64(packets), Bytes: atomic.LoadUint64(bytes)}
+}
+
+// drainAccount is the account of the points that a drain began with.
+type drainAccount struct {
+	t      *pointTable
+	points []*point
+	last   bool
+}
+
+// begin reads every point's counter before the table is read. last: all programs
+// are detached, and this is the end.
+func (t *pointTable) begin(last bool) *drainAccount {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a := &drainAccount{t: t, last: last}
+	for i := range t.byID {
+		p := t.byID[i].Load()
+		if p == nil {
+			continue
+		}
+		if p.leaving > 0 {
+			p.leaving++
+		}
+		p.before = minus(t.seen(p.id), p.base.After)
+		a.points = append(a.points, p)
+	}
+	return a
+}
+
+// end reads them again. Unplaced frames have points of their own only if any came.
+func (a *drainAccount) end() []flows.PointAccount {
+	out := make([]flows.PointAccount, 0, len(a.points))
+	a.t.mu.Lock()
+	defer a.t.mu.Unlock()
+	for _, p := range a.points {
+		acct := a.t.read(p.id)
+		acct.At, acct.Hop, acct.Before = p.at, p.hop, p.before
+		acct.After = minus(acct.After, p.base.After)
+		acct.GSO = minus(acct.GSO, p.base.GSO)
+		for r := range acct.Skipped {
+			acct.Skipped[r] = minus(acct.Skipped[r], p.base.Skipped[r])
+		}
+		acct.Gone = a.last || p.leaving >= goneAfter
+		if int(p.id) < hooks && acct.After == (flows.Count{}) {
+			continue
+		}
+		out = append(out, acct)
+	}
+	return out
+}
+
+// forget frees the places of the points whose last account was sent.
+func (t *pointTable) forget(a *drainAccount) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range a.points {
+		if p.leaving < goneAfter {
+			continue
+		}
+		t.byID[p.id].Store(nil)
+		if t.byAt[p.at] == p {
+			delete(t.byAt, p.at)
+		}
+		if place := int(p.id) / hooks; t.used[place] && t.empty(place) {
+			t.used[place] = false
+			t.free++
+		}
+	}
+}
+
+func (t *pointTable) empty(place int) bool {
+	for h := range hooks {
+		if t.byID[place*hooks+h].Load() != nil {
+			return false
+		}
+	}
+	return true
+}
+
+func minus(a, b flows.Count) flows.Count {
+	return flows.Count{Packets: a.Packets - b.Packets, Bytes: a.Bytes - b.Bytes}
+}
+
+// status lists the points by namespace, device and hook.
+func (t *pointTable) status() []PointStatus {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []PointStatus
+	for i := hooks; i < len(t.byID); i++ {
+		if p := t.byID[i].Load(); p != nil && p.leaving == 0 {
+			out = append(out, PointStatus{At: p.at, Hop: p.hop, Attached: p.attached, Err: p.err})
+		}
+	}
+	slices.SortFunc(out, func(a, b PointStatus) int {
+		if c := strings.Compare(a.Hop.Netns, b.Hop.Netns); c != 0 {
+			return c
+		}
+		if a.At.Ifindex != b.At.Ifindex {
+			return int(a.At.Ifindex) - int(b.At.Ifindex)
+		}
+		return int(a.At.Hook) - int(b.At.Hook)
+	})
+	return out
+}

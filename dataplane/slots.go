@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"weft/bpf"
+	"weft/flows"
+)
+
+// slotTable reads the per-CPU slot table through a mapping, and the flows that
+// left it through the ring buffer. It never writes to the table: it remembers
+// what it read of each slot and emits the difference.
+//
+// A flow that left (an event with its final figures) is matched with what was
+// read of it before by slot, tag and generation. Each drain reads ring, table,
+// ring: an event that the second pass finds may be about a flow whose slot the
+// scan has already found with a new tenant, so the scan keeps what it knew of
+// the old one until that pass is over.
+type slotTable struct {
+	d     *Dataplane
+	slots mapping[bpf.FlowFlowSlot]
+	cold  mapping[bpf.FlowFlowCold]
+	ring  *ringbuf.Reader
+	known []known
+	left  map[leftKey]known // bounded by the slots that changed hands in one drain
+
+	rec       ringbuf.Record
+	waiting   bool // rec is yet to be drained
+	evictions uint64
+	scans     [2]uint64 // jiffies when the last two scans began
+	lastScan  int64     // wall clock of the last scan, Unix ns
+}
+
+// known is what was read of a slot. tag 0: nothing.
+type known struct {
+	tag     uint64
+	bytes   uint64
+	packets uint32
+	gen     uint8
+}
+
+type leftKey struct {
+	slot uint32
+	gen  uint8
+}
+
+func newSlotTable(d *Dataplane) (*slotTable, error) {
+	t := &slotTable{d: d, left: map[leftKey]known{}, lastScan: time.Now().UnixNano()}
+	m := d.objs.maps
+	n := int(m[bpf.FlowMapSlots].MaxEntries()) * bucketSize
+	buckets, err := mapArray[bpf.FlowFlowBucket](m[bpf.FlowMapSlots], unix.PROT_READ)
+	if err != nil {
+		return nil, err
+	}
+	t.slots = mapping[bpf.FlowFlowSlot]{v: unsafe.Slice(&buckets.v[0].Way[0], n), mem: buckets.mem}
+	cold, err := mapArray[bpf.FlowColdBucket](m[bpf.FlowMapColdLines], unix.PROT_READ)
+	if err != nil {
+		return nil, errors.Join(err, t.close())
+	}
+	t.cold = mapping[bpf.FlowFlowCold]{v: unsafe.Slice((*bpf.FlowFlowCold)(unsafe.Pointer(&cold.v[0])), n), mem: cold.mem}
+	t.known = make([]known, n)
+	if t.ring, err = ringbuf.NewReader(m[bpf.FlowMapEvicted]); err != nil {
+		return nil, errors.Join(fmt.Errorf("read the eviction ring: %w", err), t.close())
+	}
+	return t, nil
+}
+
+func (t *slotTable) drain(e *emitter) (drained, error) {
+	var res drained
+	before := t.evictions
+	if err := t.drainEvicted(e); err != nil {
+		return res, err
+	}
+	t.scan(e, &res)
+	if err := t.drainEvicted(e); err != nil {
+		return res, err
+	}
+	clear(t.left)
+	// Slots at rest since the scan before this one are read out for certain: an
+	// update that a stalled CPU had begun by then has long been seen.
+	t.d.clock.publishRead(t.scans[0])
+	t.scans[0], t.scans[1] = t.scans[1], e.now.jiffies
+	t.lastScan = e.now.wall.UnixNano()
+	res.evictions = t.evictions - before
+	return res, nil
+}
+
+// scan compares every slot with what is known of it.
+func (t *slotTable) scan(e *emitter, res *drained) {
+	for i := range t.slots.v {
+		s := &t.slots.v[i]
+		tag := atomic.LoadUint64(&s.Tag)
+		if tag == 0 {
+			continue
+		}
+		res.used++
+		k := &t.known[i]
+		if k.tag == tag && meta(s).same(k) {
+			continue
+		}
+		if t.readSlot(e, i) {
+			res.live++
+		}
+	}
+}
+
+// slotMeta is the last word of a slot: packets, last, flags and generation, read
+// in one load.
+type slotMeta uint64
+
+func meta(s *bpf.FlowFlowSlot) slotMeta {
+	return slotMeta(atomic.LoadUint64((*uint64)(unsafe.Pointer(&s.Packets))))
+}
+
+func (m slotMeta) packets() uint32    { return uint32(m) }
+func (m slotMeta) last() uint16       { return uint16(m >> 32) }
+func (m slotMeta) flags() uint8       { return uint8(m >> 48) }
+func (m slotMeta) gen() uint8         { return uint8(m >> 56) }
+func (m slotMeta) same(k *known) bool { return m.packets() == k.packets && m.gen() == k.gen }
+
+// readSlot emits what slot i gained; false when it changed hands at this very
+// moment, three times: the next drain finds it.
+func (t *slotTable) readSlot(e *emitter, i int) bool {
+	s, k := &t.slots.v[i], &t.known[i]
+	for range 3 {
+		tag := atomic.LoadUint64(&s.Tag)
+		m := meta(s)
+		bytes := atomic.LoadUint64(&s.Bytes)
+		key := s.Key
+		fresh := tag != k.tag || m.gen() != k.gen
+		var cold bpf.FlowFlowCold
+		if fresh {
+			cold = t.cold.v[i]
+		}
+		if tag == 0 || atomic.LoadUint64(&s.Tag) != tag || meta(s).gen() != m.gen() {
+			continue
+		}
+		if fresh && k.tag != 0 {
+			t.left[leftKey{uint32(i), k.gen}] = *k
+		}
+		base := *k
+		if fresh {
+			base = known{}
+		}
+		*k = known{tag: tag, bytes: bytes, packets: m.packets(), gen: m.gen()}
+		t.emit(e, &key, k, &base, m.last(), m.flags(), &cold)
+		return true
+	}
+	return false
+}
+
+// emit writes the sample of a flow that holds k and of which base is known.
+func (t *slotTable) emit(e *emitter, key *bpf.FlowFlowKey, k, base *known, last uint16, flags uint8, cold *bpf.FlowFlowCold) {
+	s := e.next()
+	*s = flows.Sample{
+		Packets: uint64(k.packets - base.packets), Bytes: k.bytes - base.bytes, TCPFlags: flags,
+		First: t.lastScan, Last: e.now.atTick(last),
+	}
+	decode(s, key, uint32(k.tag&0xffffff), &t.d.points)
+	if base.tag == 0 {
+		s.New = true
+		s.First = e.now.at(cold.FirstNs)
+		decodeCold(s, cold)
+	}
+	s.Last = max(s.Last, s.First)
+}
+
+// drainEvicted reads the ring until it is empty.
+func (t *slotTable) drainEvicted(e *emitter) error {
+	t.ring.SetDeadline(time.Unix(1, 0)) // never block
+	for {
+		if !t.waiting {
+			err := t.ring.ReadInto(&t.rec)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return nil
+			}
+			if errors.Is(err, ringbuf.ErrFlushed) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("read the eviction ring: %w", err)
+			}
+		}
+		t.waiting = false
+		if len(t.rec.RawSample) < int(unsafe.Sizeof(bpf.FlowFlowEvicted{})) {
+			return fmt.Errorf("read the eviction ring: a record of %d bytes", len(t.rec.RawSample))
+		}
+		t.evictions++
+		t.evict(e, (*bpf.FlowFlowEvicted)(unsafe.Pointer(&t.rec.RawSample[0])))
+	}
+}
+
+// evict emits what a flow gained between the last read of its slot and its end.
+func (t *slotTable) evict(e *emitter, ev *bpf.FlowFlowEvicted) {
+	if int(ev.Slot) >= len(t.known) {
+		return
+	}
+	var base known
+	at := leftKey{ev.Slot, ev.Hot.Gen}
+	k := &t.known[ev.Slot]
+	switch l, ok := t.left[at]; {
+	case ok && l.tag == ev.Hot.Tag:
+		base = l
+		delete(t.left, at)
+	case k.tag == ev.Hot.Tag && k.gen == ev.Hot.Gen:
+		base = *k
+		*k = known{}
+	}
+	end := known{tag: ev.Hot.Tag, bytes: ev.Hot.Bytes, packets: ev.Hot.Packets, gen: ev.Hot.Gen}
+	if end.packets == base.packets && end.bytes == base.bytes {
+		return // all of it was read before
+	}
+	t.emit(e, &ev.Hot.Key, &end, &base, ev.Hot.Last, ev.Hot.Flags, &ev.Cold)
+}
+
+// wait sleeps until the ring is a quarter full, the deadline, or the end of ctx.
+// The record that ends the sleep is kept for the drain that follows.
+func (t *slotTable) wait(ctx context.Context, deadline time.Time) error {
+	stop := context.AfterFunc(ctx, func() { _ = t.ring.Flush() })
+	defer stop()
+	if t.waiting || ctx.Err() != nil {
+		return nil
+	}
+	t.ring.SetDeadline(deadline)
+	switch err := t.ring.ReadInto(&t.rec); {
+	case err == nil:
+		t.waiting = true
+	case !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, ringbuf.ErrFlushed):
+		return fmt.Errorf("read the eviction ring: %w", err)
+	}
+	return nil
+}
+
+func (t *slotTable) close() error {
+	var err error
+	if t.ring != nil {
+		err = t.ring.Close()
+	}
+	return errors.Join(err, t.slots.close(), t.cold.close())
+}

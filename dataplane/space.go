@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"weft/flows"
+)
+
+// space is one watched network namespace: its programs, its devices and the
+// netlink subscription that follows them. Fields are guarded by spaces.mu.
+type space struct {
+	all        *spaces
+	name       string // path; empty: the agent's own
+	fd         int
+	ino        inode
+	cookie     uint64
+	number     uint32 // flow_config.netns of its programs
+	handle     *netlink.Handle
+	progs      *programs
+	devices    map[int]*device // by ifindex; as many as the namespace has
+	madeClsact map[int]bool
+	done       chan struct{} // closed: stop watching
+	closed     bool
+}
+
+// device is a link of the namespace, watched or not.
+type device struct {
+	index  int
+	name   string
+	l2Len  uint8
+	points []*point // watched on these, else empty
+	hooks  []io.Closer
+}
+
+func newSpace(a *spaces, name string, fd int, cookie uint64, number uint32) (*space, error) {
+	s := &space{
+		all: a, name: name, fd: fd, cookie: cookie, number: number, devices: map[int]*device{},
+		madeClsact: map[int]bool{}, done: make(chan struct{}),
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, fmt.Errorf("identify network namespace: %w", err)
+	}
+	s.ino = inode{uint64(st.Dev), st.Ino}
+	var err error
+	if s.handle, err = netlink.NewHandleAtFrom(netns.NsHandle(fd), netns.NsHandle(a.own)); err != nil {
+		return nil, fmt.Errorf("open netlink in network namespace %q: %w", name, err)
+	}
+	if s.progs, err = a.d.objs.programs(number, a.d.objs.xdp != nil); err != nil {
+		s.handle.Close()
+		return nil, err
+	}
+	if err := s.removeStale(); err != nil {
+		a.d.log.Warn("cannot remove filters of a dead agent", "netns", name, "err", err)
+	}
+	if err := s.resync(); err != nil {
+		return nil, errors.Join(err, s.detachAll(), s.close())
+	}
+	return s, nil
+}
+
+// watch follows link events until done; an overrun of the socket is answered by
+// a new subscription and a full dump.
+func (s *space) watch() {
+	for {
+		events := make(chan netlink.LinkUpdate, 256)
+		stop := make(chan struct{})
+		var failed error
+		err := netlink.LinkSubscribeWithOptions(events, stop, netlink.LinkSubscribeOptions{
+			Namespace: new(netns.NsHandle(s.fd)), ReceiveBufferSize: 4 << 20,
+			ErrorCallback: func(err error) { failed = err },
+		})
+		if err != nil {
+			s.all.d.log.Error("cannot follow links", "netns", s.name, "err", err)
+			return
+		}
+		s.locked(s.resync)
+		ended := s.follow(events)
+		close(stop)
+		for range events { // until the subscription has closed it
+		}
+		if ended {
+			return
+		}
+		s.all.d.log.Warn("link events were lost, reading all links again", "netns", s.name, "err", failed)
+	}
+}
+
+// follow handles events; true when told to stop, false when the channel closed.
+func (s *space) follow(events <-chan netlink.LinkUpdate) bool {
+	for {
+		select {
+		case <-s.done:
+			return true
+		case ev, ok := <-events:
+			if !ok {
+				return false
+			}
+			s.locked(func() error {
+				if ev.Header.Type == unix.RTM_DELLINK && ev.IfInfomsg.Family == unix.AF_UNSPEC {
+					return s.gone(int(ev.Index))
+				}
+				if ev.Header.Type == unix.RTM_NEWLINK && ev.IfInfomsg.Family == unix.AF_UNSPEC {
+					return s.seen(ev.Link)
+				}
+				return nil
+			})
+			s.all.look()
+		}
+	}
+}
+
+// locked runs f unless everything is being detached, and logs what it says.
+func (s *space) locked(f func() error) {
+	s.all.mu.Lock()
+	defer s.all.mu.Unlock()
+	if s.all.detached || s.closed {
+		return
+	}
+	if err := f(); err != nil {
+		s.all.d.log.Warn("cannot follow a link", "netns", s.name, "err", err)
+	}
+}
+
+// resync makes the devices those that the kernel lists now.
+func (s *space) resync() error {
+	links, err := s.handle.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return fmt.Errorf("list links: %w", err)
+	}
+	var errs []error
+	if err == nil { // an interrupted dump may miss one: the events bring what changed
+		there := map[int]bool{}
+		for _, l := range links {
+			there[l.Attrs().Index] = true
+		}
+		for index := range s.devices {
+			if !there[index] {
+				errs = append(errs, s.gone(index))
+			}
+		}
+	}
+	for _, l := range links {
+		errs = append(errs, s.seen(l))
+	}
+	return errors.Join(errs...)
+}
+
+// seen is called for a link that is there: new, renamed or unchanged.
+func (s *space) seen(l netlink.Link) error {
+	attrs := l.Attrs()
+	dev := s.devices[attrs.Index]
+	if dev == nil {
+		dev = &device{index: attrs.Index}
+		s.devices[attrs.Index] = dev
+	}
+	if dev.name != attrs.Name {
+		dev.name = attrs.Name
+		for _, p := range dev.points {
+			s.all.d.points.rename(p, dev.name)
+		}
+	}
+	dev.l2Len = 0
+	if attrs.EncapType == "ether" || attrs.EncapType == "loopback" {
+		dev.l2Len = 14
+	}
+	return s.settle(dev)
+}
+
+// settle watches the device, or stops watching it, as the globs say.
+func (s *space) settle(dev *device) error {
+	want := wants(s.all.interfaces, s.all.exclude, dev.name)
+	switch {
+	case want && len(dev.points) == 0:
+		return s.attach(dev)
+	case !want && len(dev.points) > 0:
+		return s.detach(dev)
+	}
+	return nil
+}
+
+func (s *space) reconcile() error {
+	var errs []error
+	for _, dev := range s.devices {
+		errs = append(errs, s.settle(dev))
+	}
+	return errors.Join(errs...)
+}
+
+// attach is all or nothing for the two TC hooks; XDP is an extra that may fail
+// alone, since a driver or another program may refuse it.
+func (s *space) attach(dev *device) error {
+	at := flows.Point{Netns: s.cookie, Ifindex: uint32(dev.index)}
+	hop := flows.Hop{Interface: dev.name, Netns: s.name}
+	points, err := s.all.d.points.add(s.number, dev.l2Len, at, hop, s.all.hooksOf())
+	if errors.Is(err, errNoPlace) {
+		s.all.d.turnOff(Capability{Name: "further interfaces", Needs: "a larger dataplane.max_interfaces", Err: err.Error()})
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", dev.name, err)
+	}
+	dev.points = points
+	err = inNetns(s.all.own, s.fd, func() error { return s.attachHooks(dev) })
+	if errors.Is(err, unix.ENODEV) {
+		return s.gone(dev.index) // it went away meanwhile
+	}
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", dev.name, err)
+	}
+	s.all.d.log.Debug("watching", "iface", dev.name, "ifindex", dev.index, "netns", s.name)
+	return nil
+}
+
+func (s *space) attachHooks(dev *device) error {
+	for _, p := range dev.points {
+		prog := map[flows.Hook]*ebpf.Program{
+			flows.HookIngress: s.progs.ingress, flows.HookEgress: s.progs.egress, flows.HookXDP: s.progs.xdp,
+		}[p.at.Hook]
+		c, err := s.attachHook(dev.index, p.at.Hook, prog)
+		s.all.d.points.set(p, err == nil, err)
+		if err == nil {
+			dev.hooks = append(dev.hooks, c)
+			continue
+		}
+		if p.at.Hook != flows.HookXDP {
+			return errors.Join(err, closeAll(dev))
+		}
+		s.all.d.log.Warn("cannot attach", "hook", "xdp", "iface", dev.name, "netns", s.name, "err", err)
+	}
+	return nil
+}
+
+// closeAll closes the attachments in reverse order.
+func closeAll(dev *device) error {
+	var errs []error
+	for i := len(dev.hooks) - 1; i >= 0; i-- {
+		errs = append(errs, dev.hooks[i].Close())
+	}
+	dev.hooks = nil
+	return errors.Join(errs...)
+}
+
+// detach stops watching the device; its last packets are still read.
+func (s *space) detach(dev *device) error {
+	err := inNetns(s.all.own, s.fd, func() error { return closeAll(dev) })
+	s.release(dev)
+	if err != nil {
+		return fmt.Errorf("stop watching %s: %w", dev.name, err)
+	}
+	return nil
+}
+
+func (s *space) release(dev *device) {
+	s.all.d.points.retire(dev.points)
+	dev.points = nil
+}
+
+// gone is called for a device that was deleted or moved away.
+func (s *space) gone(index int) error {
+	dev := s.devices[index]
+	if dev == nil {
+		return nil
+	}
+	delete(s.devices, index)
+	delete(s.madeClsact, index)
+	return s.detach(dev)
+}
+
+func (s *space) detachAll() error {
+	var errs []error
+	for _, dev := range s.devices {
+		errs = append(errs, s.detach(dev))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *space) close() error {
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	close(s.done)
+	s.handle.Close()
+	err := s.progs.close()
+	if s.name != "" {
+		err = errors.Join(err, unix.Close(s.fd))
+	}
+	return err
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"weft/flows"
+)
+
+// Status is what the data plane is doing now.
+type Status struct {
+	Kernel   string // release of the running kernel
+	Backend  Backend
+	Hooks    Hooks
+	CPUs     int // possible CPUs: the number of partitions
+	Slots    int // flow slots for each CPU
+	Memory   []MemoryUse
+	Points   []PointStatus
+	Programs []ProgramStatus
+	Off      []Capability // what does not work here, and why
+	Drain    DrainStatus
+}
+
+// MemoryUse is one bounded kernel structure and its size.
+type MemoryUse struct {
+	Name  string
+	Bytes uint64
+}
+
+// PointStatus is one attachment.
+type PointStatus struct {
+	At       flows.Point
+	Hop      flows.Hop
+	Attached bool
+	Err      string // why it is not attached
+}
+
+// ProgramStatus is one loaded program.
+type ProgramStatus struct {
+	Name   string
+	Netns  string // the namespace it serves; empty: the agent's own
+	Runs   uint64 // packets measured; 0: no statistics
+	Nanos  uint64 // time spent in those runs, nanoseconds, with the kernel's own overhead of measuring
+	Instrs int    // verified instructions; 0: the kernel does not say
+}
+
+// Capability is something the running kernel or the caller's privileges refuse.
+type Capability struct {
+	Name  string // what is off
+	Needs string // the kernel feature, version or capability that is missing
+	Err   string // the kernel's answer
+}
+
+// DrainStatus is the cost of reading the table.
+type DrainStatus struct {
+	Drains    uint64
+	Live      int           // slots that changed in the last drain
+	Used      int           // slots that hold a flow, live or idle
+	Evictions uint64        // flows that came through the ring buffer
+	Last      time.Duration // wall time of the last drain
+}
+
+// statsWindow is how long Status lets the kernel time the programs.
+const statsWindow = 200 * time.Millisecond
+
+// Status reads what is attached, what it holds and what it costs. It has the
+// kernel time every program for 200 ms, which slows each run by some 20 ns
+// meanwhile, and blocks for as long.
+func (d *Dataplane) Status() Status {
+	s := Status{
+		Backend: d.objs.backend, Hooks: d.spaces.hooks, CPUs: d.objs.size.cpus, Slots: d.objs.size.slots,
+		Memory: d.objs.memory(), Points: d.points.status(), Drain: *d.drain.Load(),
+	}
+	if d.objs.backend == BackendHash {
+		s.Slots = d.objs.size.hashEntries()
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err == nil {
+		s.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	s.Programs = d.measurePrograms()
+	d.offMu.Lock()
+	for _, c := range d.off {
+		s.Off = append(s.Off, c)
+	}
+	d.offMu.Unlock()
+	slices.SortFunc(s.Off, func(a, b Capability) int { return strings.Compare(a.Name, b.Name) })
+	return s
+}
+
+// measurePrograms takes the difference of two readings of the run statistics.
+func (d *Dataplane) measurePrograms() []ProgramStatus {
+	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	if err != nil {
+		d.turnOff(Capability{Name: "program cost", Needs: "run-time statistics (Linux 5.8, CAP_SYS_ADMIN)", Err: err.Error()})
+		return d.spaces.programs()
+	}
+	defer stats.Close()
+	before := d.spaces.programs()
+	time.Sleep(statsWindow)
+	after := d.spaces.programs()
+	old := map[ProgramStatus]ProgramStatus{}
+	for _, p := range before {
+		old[ProgramStatus{Name: p.Name, Netns: p.Netns}] = p
+	}
+	for i := range after {
+		o := old[ProgramStatus{Name: after[i].Name, Netns: after[i].Netns}]
+		after[i].Runs -= min(o.Runs, after[i].Runs)
+		after[i].Nanos -= min(o.Nanos, after[i].Nanos)
+	}
+	return after
+}
+
+// programs lists the loaded programs with the kernel's counters of them.
+func (a *spaces) programs() []ProgramStatus {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []ProgramStatus
+	for _, s := range a.byCookie {
+		for _, p := range []struct {
+			name string
+			prog *ebpf.Program
+		}{{"tc_ingress", s.progs.ingress}, {"tc_egress", s.progs.egress}, {"xdp_observe", s.progs.xdp}} {
+			if p.prog == nil {
+				continue
+			}
+			ps := ProgramStatus{Name: p.name, Netns: s.name}
+			if st, err := p.prog.Stats(); err == nil {
+				ps.Runs, ps.Nanos = st.RunCount, uint64(st.Runtime)
+			}
+			if info, err := p.prog.Info(); err == nil {
+				if n, ok := info.VerifiedInstructions(); ok {
+					ps.Instrs = int(n)
+				}
+			}
+			out = append(out, ps)
+		}
+	}
+	slices.SortFunc(out, func(a, b ProgramStatus) int { return strings.Compare(a.Netns+a.Name, b.Netns+b.Name) })
+	return out
+}
