@@ -12,7 +12,6 @@ import (
 	"github.com/cilium/ebpf"
 
 	"weft/bpf"
-	"weft/flows"
 )
 
 // hashTable is the fallback: two plain hash maps, one of which the programs
@@ -93,11 +92,9 @@ func (t *hashTable) clear(set *ebpf.Map) error {
 func (t *hashTable) emit(e *emitter, k *bpf.FlowHashHashKey, v *bpf.FlowHashHashFlow) {
 	cold := (*bpf.FlowFlowCold)(unsafe.Pointer(&v.Cold))
 	s := e.next()
-	*s = flows.Sample{
-		Packets: v.Packets, Bytes: v.Bytes, TCPFlags: uint8(v.Flags), New: true,
-		First: e.now.at(cold.FirstNs),
-		Last:  e.now.at(uint64(e.now.mono)) - int64(e.now.jiffies-min(v.Last, e.now.jiffies))*e.now.tick,
-	}
+	s.Packets, s.Bytes, s.TCPFlags, s.New = v.Packets, v.Bytes, uint8(v.Flags), true
+	s.First = e.now.at(cold.FirstNs)
+	s.Last = e.now.at(uint64(e.now.mono)) - int64(e.now.jiffies-min(v.Last, e.now.jiffies))*e.now.tick
 	decode(s, (*bpf.FlowFlowKey)(unsafe.Pointer(&k.Key)), k.Vlan, &t.d.points)
 	decodeCold(s, cold)
 	s.Last = max(s.Last, s.First)

@@ -20,7 +20,7 @@ const (
 	maxInterfaces     = 8192 // a point's number has 16 bits
 	minMemory         = 2 << 20
 	ringBytes         = 4 << 20
-	maxRareShards     = 8
+	maxRareShards     = 2
 
 	slotBytes  = 64
 	coldBytes  = 32

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/bpf"
-	"weft/flows"
 )
 
 // slotTable reads the per-CPU slot table through a mapping, and the flows that
@@ -36,11 +35,15 @@ type slotTable struct {
 	left  map[leftKey]known // bounded by the slots that changed hands in one drain
 
 	rec       ringbuf.Record
-	waiting   bool // rec is yet to be drained
+	waiting   bool             // rec is yet to be drained
+	fresh     bpf.FlowFlowCold // of the slot being read
 	evictions uint64
 	scans     [2]uint64 // jiffies when the last two scans began
 	lastScan  int64     // wall clock of the last scan, Unix ns
 }
+
+// noCold is for a flow whose first packet was described before.
+var noCold bpf.FlowFlowCold
 
 // known is what was read of a slot. tag 0: nothing.
 type known struct {
@@ -138,10 +141,11 @@ func (t *slotTable) readSlot(e *emitter, i int) bool {
 		m := meta(s)
 		bytes := atomic.LoadUint64(&s.Bytes)
 		key := s.Key
+		cold := &noCold
 		fresh := tag != k.tag || m.gen() != k.gen
-		var cold bpf.FlowFlowCold
 		if fresh {
-			cold = t.cold.v[i]
+			t.fresh = t.cold.v[i]
+			cold = &t.fresh
 		}
 		if tag == 0 || atomic.LoadUint64(&s.Tag) != tag || meta(s).gen() != m.gen() {
 			continue
@@ -154,26 +158,26 @@ func (t *slotTable) readSlot(e *emitter, i int) bool {
 			base = known{}
 		}
 		*k = known{tag: tag, bytes: bytes, packets: m.packets(), gen: m.gen()}
-		t.emit(e, &key, k, &base, m.last(), m.flags(), &cold)
+		t.emit(e, &key, k, &base, m.last(), m.flags(), cold)
 		return true
 	}
 	return false
 }
 
-// emit writes the sample of a flow that holds k and of which base is known.
+// emit writes the sample of a flow that holds k and of which base is known. Every
+// field is set: the sample is a used one.
 func (t *slotTable) emit(e *emitter, key *bpf.FlowFlowKey, k, base *known, last uint16, flags uint8, cold *bpf.FlowFlowCold) {
 	s := e.next()
-	*s = flows.Sample{
-		Packets: uint64(k.packets - base.packets), Bytes: k.bytes - base.bytes, TCPFlags: flags,
-		First: t.lastScan, Last: e.now.atTick(last),
-	}
 	decode(s, key, uint32(k.tag&0xffffff), &t.d.points)
-	if base.tag == 0 {
-		s.New = true
+	s.Packets, s.Bytes = uint64(k.packets-base.packets), k.bytes-base.bytes
+	s.TCPFlags = flags
+	s.New = base.tag == 0
+	s.First = t.lastScan
+	if s.New {
 		s.First = e.now.at(cold.FirstNs)
-		decodeCold(s, cold)
 	}
-	s.Last = max(s.Last, s.First)
+	s.Last = max(e.now.atTick(last), s.First)
+	decodeCold(s, cold)
 }
 
 // drainEvicted reads the ring until it is empty.
@@ -217,11 +221,15 @@ func (t *slotTable) evict(e *emitter, ev *bpf.FlowFlowEvicted) {
 		base = *k
 		*k = known{}
 	}
+	cold := &ev.Cold
+	if base.tag != 0 {
+		cold = &noCold
+	}
 	end := known{tag: ev.Hot.Tag, bytes: ev.Hot.Bytes, packets: ev.Hot.Packets, gen: ev.Hot.Gen}
 	if end.packets == base.packets && end.bytes == base.bytes {
 		return // all of it was read before
 	}
-	t.emit(e, &ev.Hot.Key, &end, &base, ev.Hot.Last, ev.Hot.Flags, &ev.Cold)
+	t.emit(e, &ev.Hot.Key, &end, &base, ev.Hot.Last, ev.Hot.Flags, cold)
 }
 
 // wait sleeps until the ring is a quarter full, the deadline, or the end of ctx.

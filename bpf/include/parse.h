@@ -271,7 +271,7 @@ static __always_inline int parse_ipv6(frame_t *ctx, struct packet *p, __u32 off,
 	end = frame_len(ctx);
 	if (likely(len && off + len < end))
 		end = off + len;
-	for (i = 0; i < IPV6_MAX_HEADERS; i++) {
+	for (i = 0; i <= IPV6_MAX_HEADERS; i++) {
 		__u32 hlen;
 
 		switch (next) {
@@ -287,6 +287,8 @@ static __always_inline int parse_ipv6(frame_t *ctx, struct packet *p, __u32 off,
 		default:
 			goto transport;
 		}
+		if (unlikely(i == IPV6_MAX_HEADERS))
+			return WEFT_SKIP_IPV6_EXT;
 		if (unlikely(off + sizeof(*fh) > end))
 			return WEFT_SKIP_TRUNCATED;
 		fh = header(ctx, off, &fbuf, sizeof(fbuf), how);
