@@ -228,9 +228,8 @@ static __always_inline int parse_ipv4(frame_t *ctx, struct packet *p, __u32 off,
 	end = frame_len(ctx);
 	if (likely(len && off + len < end))
 		end = off + len;
-	p->words[0] = 0;
+	/* words 0 and 2 are 0 */
 	p->words[1] = 0xffff0000ULL | (__u64)ip->saddr << 32;
-	p->words[2] = 0;
 	p->words[3] = 0xffff0000ULL | (__u64)ip->daddr << 32;
 	proto = ip->protocol;
 	p->dscp = ip->tos >> 2;

@@ -151,8 +151,11 @@ static __always_inline int same_key(const struct flow_slot *s, const struct pack
 {
 	const __u64 *k = (const __u64 *)&s->key;
 
-	return !((k[0] ^ p->words[0]) | (k[1] ^ p->words[1]) | (k[2] ^ p->words[2]) |
-		 (k[3] ^ p->words[3]) | (k[4] ^ p->words[4]));
+	if ((k[1] ^ p->words[1]) | (k[3] ^ p->words[3]) | (k[4] ^ p->words[4]))
+		return 0;
+	if (likely(p->words[4] >> 56 & WEFT_KIND_IPV4))
+		return 1; /* words 0 and 2 are 0 in both */
+	return !((k[0] ^ p->words[0]) | (k[2] ^ p->words[2]));
 }
 
 /* Adds a parsed packet to its flow: 0, or -1 when the table has no room. */
