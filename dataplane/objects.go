@@ -19,7 +19,8 @@ const (
 	defaultInterfaces = 2048
 	maxInterfaces     = 8192 // a point's number has 16 bits
 	minMemory         = 2 << 20
-	ringBytes         = 4 << 20
+	ringBytes         = 2 << 20 // mapped twice by its reader
+	leastSlots        = 8192    // of a CPU, if memory allows
 	maxRareShards     = 2
 
 	slotBytes  = 64
@@ -55,7 +56,7 @@ func sizeFor(o *Options, cpus int) sizes {
 	for s.places > 16 && s.counters() > o.MaxMemory/8 {
 		s.places /= 2
 	}
-	s.slots = max(bucketSize, ceilPow2(o.Slots))
+	s.slots = ceilPow2(max(o.Slots/cpus, min(o.Slots, leastSlots), bucketSize))
 	for s.slots > bucketSize && s.total() > o.MaxMemory {
 		s.slots /= 2
 	}

@@ -30,8 +30,9 @@ type Options struct {
 	// XDP adds an XDP program to every watched device: XDPOff, XDPNative, XDPGeneric.
 	XDP XDPMode
 
-	// Slots is the number of flow slots for each CPU, rounded up to a power of
-	// two and lowered until MaxMemory holds. 0: 65536.
+	// Slots is the number of flow slots of all CPUs together. Each CPU has an equal
+	// part, rounded up to a power of two and at least 8192 (or Slots, if that is
+	// less), and lowered until MaxMemory holds. 0: 65536.
 	Slots int
 
 	// MaxMemory bounds tables, cold lines, rings and counters together, in bytes.
