@@ -78,7 +78,7 @@ int bench_slots(struct __sk_buff *skb)
 SEC("tc")
 int bench_peer(struct __sk_buff *skb)
 {
-	struct peer_flow fresh = {.packets = 1}, *f;
+	struct peer_flow fresh = { .packets = 1 }, *f;
 	struct packet p = {};
 	__u64 now;
 

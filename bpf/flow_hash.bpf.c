@@ -43,7 +43,7 @@ static __always_inline void add_to(struct hash_flow *f, __u32 packets, __u32 byt
 static __always_inline int add_flow(frame_t *ctx, struct packet *p, __u32 cpu, __u32 packets,
 				    __u32 bytes)
 {
-	struct hash_key k = {.key = p->key, .vlan = p->vlan};
+	struct hash_key k = { .key = p->key, .vlan = p->vlan };
 	struct hash_flow fresh = {}, *f;
 	__u32 zero = 0;
 	void *set = bpf_map_lookup_elem(&current_set, &zero);

@@ -31,7 +31,7 @@ enum weft_skip {
 	WEFT_SKIP_TABLE_FULL = 10,
 	WEFT_SKIP_UNPLACED = 11,
 	WEFT_SKIP_MAX = 16,
-	WEFT_PARSED = 255,  /* not a reason: the packet has a key */
+	WEFT_PARSED = 255, /* not a reason: the packet has a key */
 };
 
 /* flow_key.kind */
@@ -41,8 +41,8 @@ enum weft_kind {
 };
 
 enum weft_limits {
-	WEFT_WAYS = 8,	       /* slots in a bucket */
-	WEFT_LINK_PROBES = 8,  /* places that an interface may have */
+	WEFT_WAYS = 8,	      /* slots in a bucket */
+	WEFT_LINK_PROBES = 8, /* places that an interface may have */
 };
 
 struct flow_key {
@@ -172,7 +172,7 @@ _Static_assert(sizeof(struct hash_flow) == 64, "hash_flow layout");
 struct frag_key {
 	__u8 src[16];
 	__u8 dst[16];
-	__u32 id;    /* network order; IPv4: 16 bits */
+	__u32 id; /* network order; IPv4: 16 bits */
 	__u16 point;
 	__u8 proto; /* the next header that the fragments name */
 	__u8 pad;
@@ -181,7 +181,7 @@ _Static_assert(sizeof(struct frag_key) == 40, "frag_key layout");
 
 struct frag_ports {
 	__u32 ports; /* sport, dport as in the packet */
-	__u8 proto; /* the transport that the first fragment named */
+	__u8 proto;  /* the transport that the first fragment named */
 	__u8 pad[3];
 };
 

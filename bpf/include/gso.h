@@ -8,13 +8,13 @@
 
 #include "parse.h"
 
-#define PORT_VXLAN 4789
+#define PORT_VXLAN	 4789
 #define PORT_VXLAN_LINUX 8472
-#define PORT_GENEVE 6081
-#define GRE_CSUM 0x8000
-#define GRE_KEY 0x2000
-#define GRE_SEQ 0x1000
-#define GSO_BY_FRAGS 0xffff
+#define PORT_GENEVE	 6081
+#define GRE_CSUM	 0x8000
+#define GRE_KEY		 0x2000
+#define GRE_SEQ		 0x1000
+#define GSO_BY_FRAGS	 0xffff
 
 #ifndef WEFT_XDP
 static __always_inline __u32 tcp_end(frame_t *ctx, __u32 off)

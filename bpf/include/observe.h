@@ -22,7 +22,8 @@ static __always_inline __u32 frame_ifindex(frame_t *ctx)
 static __always_inline void observe(frame_t *ctx, int hook)
 {
 	__u32 cpu = bpf_get_smp_processor_id(), place, packets, bytes;
-	struct link_place *l = find_place(frame_ifindex(ctx), cpu * (config.place_mask + 1), &place);
+	struct link_place *l =
+		find_place(frame_ifindex(ctx), cpu * (config.place_mask + 1), &place);
 	int verdict = WEFT_SKIP_UNPLACED;
 	struct packet p = {};
 

@@ -20,7 +20,7 @@
 #include <bpf/bpf_helpers.h>
 #include "abi.h"
 
-#define likely(x) __builtin_expect(!!(x), 1)
+#define likely(x)   __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
 #ifdef WEFT_XDP
@@ -29,13 +29,13 @@ typedef struct xdp_md frame_t;
 typedef struct __sk_buff frame_t;
 #endif
 
-#define IP_MF 0x2000
-#define IP_OFFSET 0x1fff
+#define IP_MF		 0x2000
+#define IP_OFFSET	 0x1fff
 #define IPV6_MAX_HEADERS 8
-#define MAX_OFFSET 0x3ff /* headers end below: 14 + 8 + 40 + extensions */
-#define IPPROTO_DCCP_ 33
+#define MAX_OFFSET	 0x3ff /* headers end below: 14 + 8 + 40 + extensions */
+#define IPPROTO_DCCP_	 33
 #define IPPROTO_UDPLITE_ 136
-#define ETH_P_LLDP_ 0x88cc
+#define ETH_P_LLDP_	 0x88cc
 
 struct packet {
 	union {
@@ -91,7 +91,11 @@ static __always_inline __u32 frame_len(frame_t *ctx)
  * linear part is too short, starts again with COPY (verified apart, so that paths do
  * not multiply). Rare paths use EITHER.
  */
-enum reach { DIRECT, COPY, EITHER };
+enum reach {
+	DIRECT,
+	COPY,
+	EITHER
+};
 
 /* header() is the one bounds check: len bytes at off, in place or copied to buf; NULL
  * when they are not there.
@@ -400,7 +404,8 @@ static __always_inline int parse_link(frame_t *ctx, struct packet *p, enum reach
 	if (likely(proto == bpf_htons(ETH_P_IP)))
 		return parse_ipv4(ctx, p, off, how);
 	if (proto == bpf_htons(ETH_P_IPV6))
-		return how == DIRECT ? parse_ipv6_direct(ctx, p, off) : parse_ipv6(ctx, p, off, how);
+		return how == DIRECT ? parse_ipv6_direct(ctx, p, off) :
+				       parse_ipv6(ctx, p, off, how);
 	if (unlikely(proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD)))
 		return WEFT_SKIP_VLAN_DEPTH;
 	return skip_ethertype(proto);

@@ -139,8 +139,7 @@ __noinline int add_new(frame_t *ctx, struct packet *p, struct flow_bucket *b)
 }
 
 /* A SYN on a line whose connection has ended starts a new flow in the same line. */
-__noinline int add_again(frame_t *ctx, struct packet *p, struct flow_bucket *b,
-				__u32 w)
+__noinline int add_again(frame_t *ctx, struct packet *p, struct flow_bucket *b, __u32 w)
 {
 	if (!p || !b)
 		return -1;
