@@ -44,6 +44,9 @@ func requireBPF(t testing.TB) {
 func newHarness(t *testing.T, o Options, l2Len uint8) *harness {
 	t.Helper()
 	requireBPF(t)
+	if o.Backend == BackendAuto {
+		o.Backend = BackendSlots // no falling back: a kernel that refuses the slots fails the test
+	}
 	if err := o.setDefaults(); err != nil {
 		t.Fatal(err)
 	}

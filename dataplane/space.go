@@ -52,7 +52,7 @@ func newSpace(a *spaces, name string, fd int, cookie uint64, number uint32) (*sp
 	}
 	s.ino = inode{uint64(st.Dev), st.Ino}
 	var err error
-	if s.handle, err = netlink.NewHandleAtFrom(netns.NsHandle(fd), netns.NsHandle(a.own)); err != nil {
+	if s.handle, err = netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("open netlink in network namespace %q: %w", name, err)
 	}
 	if s.progs, err = a.d.objs.programs(number, a.d.objs.xdp != nil); err != nil {

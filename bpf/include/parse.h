@@ -274,6 +274,8 @@ static __always_inline int parse_ipv6(frame_t *ctx, struct packet *p, __u32 off,
 	end = frame_len(ctx);
 	if (likely(len && off + len < end))
 		end = off + len;
+	/* unrolled: before 6.3 the verifier refuses a loop whose end falls through to its start */
+#pragma unroll
 	for (i = 0; i <= IPV6_MAX_HEADERS; i++) {
 		__u32 hlen;
 

@@ -94,7 +94,8 @@ static __always_inline int evict(const struct flow_slot *s, const struct flow_co
 static __always_inline int occupy(frame_t *ctx, const struct packet *p, struct flow_bucket *b,
 				  __u32 w, __u64 now, int leave)
 {
-	struct cold_bucket *cb = bpf_map_lookup_elem(&cold_lines, &p->bucket);
+	__u32 bucket = p->bucket; /* on the stack: before 6.4 a key may not be elsewhere */
+	struct cold_bucket *cb = bpf_map_lookup_elem(&cold_lines, &bucket);
 	struct flow_slot *s = &b->way[w & (WEFT_WAYS - 1)];
 	struct flow_cold *c;
 
