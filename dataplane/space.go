@@ -63,7 +63,7 @@ func newSpace(a *spaces, name string, fd int, cookie uint64, number uint32) (*sp
 		a.d.log.Warn("cannot remove filters of a dead agent", "netns", name, "err", err)
 	}
 	if err := s.resync(); err != nil {
-		return nil, errors.Join(err, s.detachAll(), s.close())
+		return nil, errors.Join(err, s.detachAll(), s.closeKernel())
 	}
 	return s, nil
 }
@@ -181,7 +181,10 @@ func (s *space) settle(dev *device) error {
 	want := wants(s.all.interfaces, s.all.exclude, dev.name)
 	switch {
 	case want && len(dev.points) == 0:
-		return s.attach(dev)
+		if err := s.attach(dev); err != nil { // of one device: the others go on
+			s.all.attachErr = err
+			s.all.d.log.Warn("cannot watch", "iface", dev.name, "ifindex", dev.index, "netns", s.name, "err", err)
+		}
 	case !want && len(dev.points) > 0:
 		return s.detach(dev)
 	}
@@ -284,16 +287,21 @@ func (s *space) detachAll() error {
 	return errors.Join(errs...)
 }
 
+// close ends the watching; the descriptor of another namespace lets it go.
 func (s *space) close() error {
 	if s.closed {
 		return nil
 	}
 	s.closed = true
 	close(s.done)
-	s.handle.Close()
-	err := s.progs.close()
+	err := s.closeKernel()
 	if s.name != "" {
 		err = errors.Join(err, unix.Close(s.fd))
 	}
 	return err
+}
+
+func (s *space) closeKernel() error {
+	s.handle.Close()
+	return s.progs.close()
 }

@@ -36,6 +36,7 @@ type spaces struct {
 	refused             map[string]string // namespaces that could not be opened, by path: said once
 	nextNumber          uint32
 	detached            bool
+	attachErr           error // of the last device that could not be watched
 
 	rescan chan struct{}
 	stop   chan struct{}
@@ -120,7 +121,14 @@ func (a *spaces) openAll() error {
 		return err
 	}
 	a.findNew()
+	if a.attachErr != nil && !a.anyAttached() {
+		return fmt.Errorf("%w: no interface can be watched; attaching needs root or CAP_NET_ADMIN", a.attachErr)
+	}
 	return nil
+}
+
+func (a *spaces) anyAttached() bool {
+	return slices.ContainsFunc(a.d.points.status(), func(p PointStatus) bool { return p.Attached })
 }
 
 // openNamed opens the namespace at path unless it is watched already.
