@@ -14,7 +14,7 @@ type EndReason uint8
 // The IPFIX end reasons.
 const (
 	EndIdleTimeout     EndReason = 1 // nothing seen for the idle time-out
-	EndActiveTimeout   EndReason = 2 // still going; a further record follows
+	EndActiveTimeout   EndReason = 2 // the period ended; a further record follows when more is seen
 	EndOfFlow          EndReason = 3 // TCP FIN both ways, or RST
 	EndForced          EndReason = 4 // the agent or the device stopped
 	EndLackOfResources EndReason = 5 // closed early to stay within a bound

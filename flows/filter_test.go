@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flows
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// terms reads "from-ip=10.0.0.1 !port=80" as terms.
+func terms(s string) []Term {
+	var ts []Term
+	for _, word := range strings.Fields(s) {
+		word, negate := strings.CutPrefix(word, "!")
+		kind, value, _ := strings.Cut(word, "=")
+		ts = append(ts, Term{Kind: kind, Value: value, Negate: negate})
+	}
+	return ts
+}
+
+func TestFilterMatches(t *testing.T) {
+	web := &Record{
+		Key: tcp("10.0.0.9:40000", "192.0.2.7:443"), TCPFlags: FlagSYN | FlagACK, ReverseTCPFlags: FlagRST,
+		Hops: []HopCount{{Hop: Hop{Interface: "veth12", Netns: "/run/netns/blue"}}, {Hop: Hop{Interface: "eth0"}}},
+	}
+	ping := &Record{Key: key(ProtoICMP, "10.0.0.9", 8, "10.0.0.1", 0)}
+	six := &Record{Key: udp("[2001:db8::1]:5353", "[ff02::fb]:5353")}
+	part := &Record{Key: udp("10.0.0.9:0", "10.0.0.1:0"), Fragment: true}
+	for _, c := range []struct {
+		filter string
+		r      *Record
+		want   bool
+	}{
+		{"", web, true},
+		{"from-ip=10.0.0.9", web, true},
+		{"from-ip=192.0.2.7", web, false},
+		{"to-ip=192.0.2.0/24", web, true},
+		{"to-ip=10.0.0.9", web, false},
+		{"ip=192.0.2.7", web, true},
+		{"ip=10.0.0.0/8", web, true},
+		{"ip=172.16.0.0/12", web, false},
+		{"ip=::ffff:10.0.0.9", web, true},
+		{"ip=::ffff:10.0.0.0/104", web, true},
+		{"ip=::/0", web, false},
+		{"ip=2001:db8::/32", six, true},
+		{"ip=0.0.0.0/0", six, false},
+		{"from-port=40000", web, true},
+		{"to-port=40000", web, false},
+		{"port=443", web, true},
+		{"port=8", ping, false},
+		{"port=0", part, false},
+		{"protocol=tcp", web, true},
+		{"protocol=TCP", web, true},
+		{"protocol=6", web, true},
+		{"protocol=udp", web, false},
+		{"protocol=icmp", ping, true},
+		{"protocol=icmpv6", ping, false},
+		{"interface=eth0", web, true},
+		{"interface=veth*", web, true},
+		{"interface=eth", web, false},
+		{"interface=*", ping, false},
+		{"netns=blue", web, true},
+		{"netns=/run/netns/*", web, true},
+		{"netns=self", web, true},
+		{"netns=red", web, false},
+		{"tcp-flags=SYN", web, true},
+		{"tcp-flags=syn+ack", web, true},
+		{"tcp-flags=ACK,SYN", web, true},
+		{"tcp-flags=RST", web, true},
+		{"tcp-flags=SYN+RST", web, false},
+		{"tcp-flags=FIN", web, false},
+		{"port=80 port=443", web, true},
+		{"port=80 port=8080", web, false},
+		{"port=443 protocol=udp", web, false},
+		{"port=443 protocol=udp protocol=tcp", web, true},
+		{"from-ip=10.0.0.9 ip=172.16.0.1", web, false},
+		{"!port=443", web, false},
+		{"!port=80", web, true},
+		{"!port=80 !port=443", web, false},
+		{"port=443 !from-ip=10.0.0.9", web, false},
+		{"port=443 !from-ip=10.0.0.8", web, true},
+	} {
+		f, err := ParseFilter(terms(c.filter))
+		if err != nil {
+			t.Errorf("%q: %v", c.filter, err)
+			continue
+		}
+		if got := f.Match(c.r); got != c.want {
+			t.Errorf("%q on %v: got %v, want %v", c.filter, c.r.Key, got, c.want)
+		}
+	}
+	if !(*Filter)(nil).Match(web) || !new(Filter).Match(web) {
+		t.Error("nil and zero filter: got no match, want a match")
+	}
+}
+
+func TestFilterErrorsNameTheTermAndTheMend(t *testing.T) {
+	for _, c := range []struct {
+		filter string
+		want   []string
+	}{
+		{"colour=red", []string{`filter "colour"`, "from-ip", "tcp-flags"}},
+		{"from-protocol=tcp", []string{`filter "from-protocol"`}},
+		{"by-ip=10.0.0.1", []string{`filter "by-ip"`}},
+		{"ip=10.0.0", []string{`filter ip "10.0.0"`, "10.0.0.0/8"}},
+		{"ip=fe80::1%eth0", []string{`filter ip "fe80::1%eth0"`}},
+		{"ip=10.0.0.0/33", []string{`filter ip "10.0.0.0/33"`}},
+		{"ip=::ffff:0:0/90", []string{`filter ip "::ffff:0:0/90"`}},
+		{"to-port=65536", []string{`filter to-port "65536"`, "0 to 65535"}},
+		{"port=http", []string{`filter port "http"`}},
+		{"protocol=256", []string{`filter protocol "256"`, "tcp"}},
+		{"protocol=", []string{`filter protocol ""`}},
+		{"interface=eth[", []string{`filter interface "eth["`, "eth[0-3]"}},
+		{"netns=", []string{`filter netns ""`}},
+		{"tcp-flags=SYN+SIN", []string{`filter tcp-flags "SYN+SIN"`, "FIN, SYN, RST"}},
+		{"tcp-flags=", []string{`filter tcp-flags ""`}},
+		{"port=x !ip=y port=80", []string{`filter port "x"`, `filter ip "y"`}},
+	} {
+		f, err := ParseFilter(terms(c.filter))
+		if err == nil || f != nil {
+			t.Errorf("%q: got filter %v, error %v, want an error alone", c.filter, f, err)
+			continue
+		}
+		for _, want := range c.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%q: got %q, want it to say %q", c.filter, err, want)
+			}
+		}
+	}
+	if _, err := ParseFilter(make([]Term, MaxTerms+1)); err == nil || !strings.Contains(err.Error(), "at most 256") {
+		t.Errorf("%d terms: got %v, want an error that says at most 256", MaxTerms+1, err)
+	}
+}
+
+func TestFilterRoundTrips(t *testing.T) {
+	f, err := ParseFilter(terms("ip=::ffff:10.1.2.3/104 !from-ip=2001:DB8::1 port=080 protocol=6 tcp-flags=ack,syn netns=blue interface=veth*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := terms("ip=10.0.0.0/8 !from-ip=2001:db8::1 port=80 protocol=tcp tcp-flags=SYN+ACK netns=blue interface=veth*")
+	if got := f.Terms(); !reflect.DeepEqual(got, want) {
+		t.Errorf("terms: got %v, want %v", got, want)
+	}
+	if got, want := f.String(), "--ip 10.0.0.0/8 --not --from-ip 2001:db8::1 --port 80 --protocol tcp --tcp-flags SYN+ACK --netns blue --interface veth*"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got := (*Filter)(nil).Terms(); got != nil {
+		t.Errorf("nil filter: got terms %v, want none", got)
+	}
+}
+
+func TestEveryFilterKindHasHelpAndParses(t *testing.T) {
+	good := map[string]string{"ip": "10.0.0.1", "port": "80", "protocol": "tcp", "interface": "eth0", "netns": "blue", "tcp-flags": "SYN"}
+	seen := map[string]bool{}
+	for _, k := range FilterKinds() {
+		base := strings.TrimPrefix(strings.TrimPrefix(k.Name, "from-"), "to-")
+		if seen[k.Name] || k.Help == "" || k.Value == "" {
+			t.Errorf("%s: twice %v, help %q, value %q, want once and both", k.Name, seen[k.Name], k.Help, k.Value)
+		}
+		seen[k.Name] = true
+		if _, err := ParseFilter([]Term{{Kind: k.Name, Value: good[base]}}); err != nil {
+			t.Errorf("%s %s: %v", k.Name, good[base], err)
+		}
+	}
+	if len(seen) != 10 {
+		t.Errorf("got %d kinds, want 10", len(seen))
+	}
+}
+
+func TestMatchingAllocatesNothing(t *testing.T) {
+	f, err := ParseFilter(terms("ip=10.0.0.0/8 port=80 protocol=tcp interface=veth* !netns=blue tcp-flags=SYN"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &Record{Key: tcp("10.0.0.9:40000", "192.0.2.7:80"), TCPFlags: FlagSYN, Hops: []HopCount{{Hop: Hop{Interface: "veth1", Netns: "/run/netns/red"}}}}
+	if !f.Match(r) {
+		t.Fatal("got no match, want a match")
+	}
+	if n := testing.AllocsPerRun(100, func() { f.Match(r) }); n != 0 {
+		t.Errorf("got %v allocations, want 0", n)
+	}
+}
+
+// Any value either fails with an error that names it or round-trips.
+func FuzzParseFilter(f *testing.F) {
+	for _, k := range FilterKinds() {
+		for _, v := range []string{"", "10.0.0.1", "::ffff:10.0.0.0/104", "80", "tcp", "eth[0-3]", "SYN+ACK", "\x00[", "+,|"} {
+			f.Add(k.Name, v, false)
+		}
+	}
+	f.Add("from-", "x", true)
+	r := &Record{Key: tcp("10.0.0.9:40000", "192.0.2.7:80"), Hops: []HopCount{{Hop: Hop{Interface: "veth1"}}}}
+	f.Fuzz(func(t *testing.T, kind, value string, negate bool) {
+		one, err := ParseFilter([]Term{{kind, value, negate}})
+		if err != nil {
+			if !strings.Contains(err.Error(), "filter") {
+				t.Errorf("got %q, want it to name the filter", err)
+			}
+			return
+		}
+		again, err := ParseFilter(one.Terms())
+		if err != nil || !reflect.DeepEqual(one.Terms(), again.Terms()) {
+			t.Fatalf("%v: parsed again got %v and %v", one.Terms(), again.Terms(), err)
+		}
+		opposite, err := ParseFilter([]Term{{kind, value, !negate}})
+		if err != nil || one.Match(r) == opposite.Match(r) || one.Match(r) != again.Match(r) {
+			t.Fatalf("%v: got %v, again %v, negated %v (%v)", one, one.Match(r), again.Match(r), opposite.Match(r), err)
+		}
+	})
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flows
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"strconv"
+	"strings"
+)
+
+// FilterKind describes one kind of [Term], so that a command line can offer
+// every kind as a flag without a list of its own.
+type FilterKind struct {
+	Name  string // of the term and the flag: "from-ip"
+	Value string // what it takes, for help: "ADDRESS|PREFIX"
+	Help  string // one line
+}
+
+// kind is a filter kind: a condition on one end of a conversation, which has
+// from- and to- forms as well, or a condition on the whole record. Its parser
+// returns the value in canonical spelling and the condition.
+type kind struct {
+	name, value, help string
+	end               func(string) (string, func(r *Record, source bool) bool, error)
+	record            func(string) (string, test, error)
+}
+
+// kinds is every kind there is: a new one is a line here.
+var kinds = []kind{
+	{name: "ip", value: "ADDRESS|PREFIX", help: "address, or a prefix that holds it", end: parseIPTerm},
+	{name: "port", value: "PORT", help: "TCP, UDP or SCTP port", end: parsePortTerm},
+	{name: "protocol", value: "NAME|NUMBER", help: "IP protocol: tcp, udp, icmp, 47 ...", record: parseProtocolTerm},
+	{name: "interface", value: "GLOB", help: "device that any hop of the conversation is at", record: parseInterfaceTerm},
+	{name: "netns", value: "GLOB", help: "network namespace, path or name, of any hop; self: the agent's own", record: parseNetnsTerm},
+	{name: "tcp-flags", value: "FLAG[+FLAG...]", help: "flags that one direction has all sent: SYN, SYN+ACK, RST ...", record: parseFlagsTerm},
+}
+
+// FilterKinds lists every kind, sided forms included, in the order of help.
+func FilterKinds() []FilterKind {
+	var all []FilterKind
+	for _, k := range kinds {
+		all = append(all, FilterKind{k.name, k.value, k.help})
+		if k.end != nil {
+			all = append(all,
+				FilterKind{"from-" + k.name, k.value, "source " + k.help},
+				FilterKind{"to-" + k.name, k.value, "destination " + k.help})
+		}
+	}
+	return all
+}
+
+func kindNames() []string {
+	var names []string
+	for _, k := range FilterKinds() {
+		names = append(names, k.Name)
+	}
+	return names
+}
+
+// kindOf is the kind called name and the side it is about: from, to or neither.
+func kindOf(name string) (*kind, string) {
+	side, base, sided := strings.Cut(name, "-")
+	sided = sided && (side == "from" || side == "to")
+	for i := range kinds {
+		k := &kinds[i]
+		if k.name == name {
+			return k, ""
+		}
+		if sided && k.end != nil && k.name == base {
+			return k, side
+		}
+	}
+	return nil, ""
+}
+
+// endpoint is one end of r's conversation.
+func (r *Record) endpoint(source bool) netip.AddrPort {
+	if source {
+		return r.Key.Src
+	}
+	return r.Key.Dst
+}
+
+func parseIPTerm(v string) (string, func(*Record, bool) bool, error) {
+	var p netip.Prefix
+	a, err := netip.ParseAddr(v)
+	if err == nil && a.Zone() == "" {
+		p = netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen())
+	} else if p, err = netip.ParsePrefix(v); err != nil || (p.Addr().Is4In6() && p.Bits() < 96) {
+		return "", nil, errors.New("want an address such as 10.0.0.1 or 2001:db8::1, or a prefix such as 10.0.0.0/8")
+	} else if p.Addr().Is4In6() {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	p = p.Masked()
+	name := p.String()
+	if p.IsSingleIP() {
+		name = p.Addr().String()
+	}
+	return name, func(r *Record, source bool) bool { return p.Contains(r.endpoint(source).Addr().Unmap()) }, nil
+}
+
+// A port never matches ICMP, whose key has type and code in its place, nor
+// fragments whose ports are not known.
+func parsePortTerm(v string) (string, func(*Record, bool) bool, error) {
+	n, err := strconv.ParseUint(v, 10, 16)
+	if err != nil {
+		return "", nil, errors.New("want a port number from 0 to 65535")
+	}
+	return strconv.FormatUint(n, 10), func(r *Record, source bool) bool {
+		return r.Key.ports() && !r.Fragment && r.endpoint(source).Port() == uint16(n)
+	}, nil
+}
+
+// ports reports whether k's protocol has ports.
+func (k Key) ports() bool {
+	return k.Proto == ProtoTCP || k.Proto == ProtoUDP || k.Proto == ProtoSCTP
+}
+
+func parseProtocolTerm(v string) (string, test, error) {
+	for p := range 256 {
+		if name := ProtoName(uint8(p)); strings.EqualFold(v, name) || v == strconv.Itoa(p) {
+			return name, func(r *Record) bool { return r.Key.Proto == uint8(p) }, nil
+		}
+	}
+	return "", nil, errors.New("want a protocol name such as tcp, udp, icmp, icmpv6 or sctp, or a number from 0 to 255")
+}
+
+// glob checks v as a path.Match pattern.
+func glob(v string) error {
+	if v == "" {
+		return errors.New("want a name or a pattern such as veth*")
+	}
+	if _, err := path.Match(v, ""); err != nil {
+		return fmt.Errorf("want a pattern such as veth* or eth[0-3]: %w", err)
+	}
+	return nil
+}
+
+// matches is path.Match of a pattern that glob has checked.
+func matches(pattern, name string) bool {
+	ok, err := path.Match(pattern, name)
+	return ok && err == nil
+}
+
+func parseInterfaceTerm(v string) (string, test, error) {
+	return v, func(r *Record) bool {
+		for i := range r.Hops {
+			if matches(v, r.Hops[i].Hop.Interface) {
+				return true
+			}
+		}
+		return false
+	}, glob(v)
+}
+
+// A namespace matches by its path or by the last element of it, so "blue" is
+// enough for /run/netns/blue.
+func parseNetnsTerm(v string) (string, test, error) {
+	return v, func(r *Record) bool {
+		for i := range r.Hops {
+			name := r.Hops[i].Hop.Netns
+			if name == "" {
+				name = "self"
+			}
+			if matches(v, name) || matches(v, path.Base(name)) {
+				return true
+			}
+		}
+		return false
+	}, glob(v)
+}
+
+var flagNames = [8]string{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"}
+
+// FlagNames spells TCP flags from FIN up: "SYN+ACK". Empty: none.
+func FlagNames(flags uint8) string {
+	var s []string
+	for i, name := range flagNames {
+		if flags&(1<<i) != 0 {
+			s = append(s, name)
+		}
+	}
+	return strings.Join(s, "+")
+}
+
+// Flags hold when one direction, over the conversation so far, has sent every
+// one of them; not necessarily in one packet.
+func parseFlagsTerm(v string) (string, test, error) {
+	var mask uint8
+	for _, word := range strings.FieldsFunc(v, func(c rune) bool { return c == '+' || c == ',' || c == '|' }) {
+		bit := uint8(0)
+		for i, name := range flagNames {
+			if strings.EqualFold(strings.TrimSpace(word), name) {
+				bit = 1 << i
+			}
+		}
+		if bit == 0 {
+			mask = 0
+			break
+		}
+		mask |= bit
+	}
+	if mask == 0 {
+		return "", nil, errors.New("want flags joined by +, of " + strings.Join(flagNames[:], ", "))
+	}
+	return FlagNames(mask), func(r *Record) bool {
+		return r.TCPFlags&mask == mask || r.ReverseTCPFlags&mask == mask
+	}, nil
+}
