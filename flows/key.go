@@ -70,6 +70,8 @@ func ProtoName(p uint8) string {
 		return "igmp"
 	case 4:
 		return "ipip"
+	case 33:
+		return "dccp"
 	case 41:
 		return "ipv6"
 	case 47:

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
+
+	"weft/exporter/api"
+	"weft/flows"
+)
+
+// OTLPConfig says where OTLP goes. What is empty here is taken from the OTEL_*
+// variables: OTEL_EXPORTER_OTLP_[LOGS_|METRICS_]{ENDPOINT, INSECURE, CERTIFICATE,
+// CLIENT_KEY, CLIENT_CERTIFICATE, HEADERS, COMPRESSION, TIMEOUT, PROTOCOL},
+// OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME.
+type OTLPConfig struct {
+	// Endpoint of logs and metrics: http://host:port is plain text,
+	// https://host:port is TLS, unix:///path a socket. host:port is TLS unless
+	// OTEL_EXPORTER_OTLP_INSECURE is true. Without a port: 4317.
+	Endpoint    string
+	Protocol    string            // "grpc", the only one
+	Compression string            // "gzip" (also when nothing says otherwise) or "none"
+	Headers     map[string]string // sent with every request
+
+	Flush   time.Duration // how long records gather into one request; 0: one second
+	Metrics time.Duration // between two exports of the ledger; 0: ten seconds
+	Queue   int           // records that may wait; 0: [DefaultQueue]
+
+	Version string              // service.version
+	Getenv  func(string) string // nil: os.Getenv
+	Log     *slog.Logger        // one line per change of state; nil: none
+
+	dial func(context.Context, string) (net.Conn, error) // tests
+}
+
+// Wanted reports whether there is an endpoint for any signal.
+func (c OTLPConfig) Wanted() bool {
+	for _, signal := range []string{"LOGS", "METRICS"} {
+		if (settings{signal, c.getenv()}).get("ENDPOINT", setting{"", c.Endpoint}).value != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// Check finds every mistake in c and in the environment at once. It reads
+// certificate files and connects to nothing.
+func (c OTLPConfig) Check() error {
+	_, _, _, err := c.resolve()
+	return err
+}
+
+func (c OTLPConfig) getenv() func(string) string {
+	if c.Getenv != nil {
+		return c.Getenv
+	}
+	return os.Getenv
+}
+
+// OTLP is a sink that sends every record as an OTLP log record, and the ledger
+// as OTLP metrics, over gRPC. Records wait in a bounded queue while the receiver
+// is away. A record is acknowledged when a receiver's answer says so; the ways
+// to lose one are
+//
+//	queue_full  more than Queue records waited
+//	rejected    the receiver took the request but not this record
+//	refused     the receiver answered with an error that must not be retried
+//	shutdown    the agent stopped before an answer came
+//
+// Metrics are cumulative: a request that fails is made good by the next one.
+type OTLP struct {
+	queue   *queue
+	encoder encoder
+	flush   time.Duration
+	logs    *link // nil: records are not exported
+	metrics *link // nil: the ledger is not exported
+
+	mu     sync.Mutex
+	ledger flows.Ledger // the latest
+
+	ctx    context.Context // of every request; ended by Close's deadline
+	cancel context.CancelFunc
+	stop   chan struct{} // closed by Close
+	once   sync.Once
+	work   sync.WaitGroup
+}
+
+// NewOTLP starts the sink. It does not wait for a connection. The error joins
+// every mistake in c and in the environment. The caller must Close it.
+func NewOTLP(c OTLPConfig) (*OTLP, error) {
+	logs, metrics, resource, err := c.resolve()
+	if err != nil {
+		return nil, err
+	}
+	if logs.endpoint == "" && metrics.endpoint == "" {
+		return nil, errors.New("start OTLP: no endpoint: set exporter.otlp.endpoint or OTEL_EXPORTER_OTLP_ENDPOINT")
+	}
+	o := &OTLP{
+		queue: newQueue("otlp", c.Queue), encoder: newEncoder(resource, c.Version, time.Now()),
+		flush: cmp.Or(c.Flush, time.Second), stop: make(chan struct{}),
+	}
+	o.ctx, o.cancel = context.WithCancel(context.Background())
+	if logs.endpoint != "" {
+		if o.logs, err = newLink("logs", logs, logger(c.Log), c.dial); err != nil {
+			return nil, err
+		}
+		o.work.Go(o.sendLogs)
+	}
+	if metrics.endpoint != "" {
+		if o.metrics, err = newLink("metrics", metrics, logger(c.Log), c.dial); err != nil {
+			return nil, errors.Join(err, o.Close(context.Background()))
+		}
+		every := cmp.Or(c.Metrics, 10*time.Second)
+		o.work.Go(func() { o.sendMetrics(every) })
+	}
+	return o, nil
+}
+
+// Name is "otlp".
+func (o *OTLP) Name() string { return o.queue.account.Name }
+
+// Export queues w's records and keeps its ledger for the next export of metrics.
+func (o *OTLP) Export(_ context.Context, w flows.Window) error {
+	if o.logs != nil {
+		o.queue.put(w.Records)
+	}
+	if !w.Ledger.At.IsZero() {
+		o.mu.Lock()
+		o.ledger = w.Ledger
+		o.mu.Unlock()
+	}
+	return nil
+}
+
+// Account says where every record is.
+func (o *OTLP) Account() flows.SinkAccount { return o.queue.snapshot() }
+
+// Close sends what waits and the latest ledger until ctx ends; what was not
+// acknowledged by then is Lost["shutdown"], and the error says how many records
+// that is. Closing again does nothing.
+func (o *OTLP) Close(ctx context.Context) error {
+	var errs []error
+	o.once.Do(func() {
+		close(o.stop)
+		o.queue.close()
+		stopWaiting := context.AfterFunc(ctx, o.cancel)
+		o.work.Wait()
+		stopWaiting()
+		o.cancel()
+		for _, l := range []*link{o.logs, o.metrics} {
+			if l != nil {
+				errs = append(errs, l.conn.Close())
+			}
+		}
+		if lost := o.queue.snapshot().Lost["shutdown"]; lost > 0 {
+			errs = append(errs, fmt.Errorf("close otlp: %d records not delivered: %s", lost, o.logs.describe()))
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// sendLogs is the worker for records.
+func (o *OTLP) sendLogs() {
+	client := collogs.NewLogsServiceClient(o.logs.conn)
+	for {
+		records, ok := o.queue.next(maxBatchRecords, o.flush)
+		if !ok {
+			return
+		}
+		for _, batch := range o.encoder.logBatches(records, time.Now()) {
+			o.sendBatch(client, batch)
+		}
+	}
+}
+
+func (o *OTLP) sendBatch(client collogs.LogsServiceClient, batch *collogs.ExportLogsServiceRequest) {
+	n := logCount(batch)
+	if o.ctx.Err() != nil {
+		o.queue.settle(0, n, "shutdown")
+		return
+	}
+	state, rejected := o.logs.deliver(o.ctx, func(ctx context.Context) (int64, string, error) {
+		answer, err := client.Export(ctx, batch)
+		p := answer.GetPartialSuccess()
+		return p.GetRejectedLogRecords(), p.GetErrorMessage(), err
+	})
+	switch state {
+	case stateOK:
+		o.queue.settle(n, 0, "")
+	case statePartial:
+		lost := int(min(rejected, int64(n)))
+		o.queue.settle(n-lost, lost, "rejected")
+	case stateRefused:
+		o.queue.settle(0, n, "refused")
+	default:
+		o.queue.settle(0, n, "shutdown")
+	}
+}
+
+// sendMetrics is the worker for the ledger: every so often, and once at the end.
+func (o *OTLP) sendMetrics(every time.Duration) {
+	client := colmetrics.NewMetricsServiceClient(o.metrics.conn)
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for last := false; !last; {
+		select {
+		case <-tick.C:
+		case <-o.stop:
+			last = true
+		}
+		o.mu.Lock()
+		ledger := o.ledger
+		o.mu.Unlock()
+		if ledger.At.IsZero() {
+			continue
+		}
+		for _, batch := range o.encoder.metricBatches(&ledger) {
+			o.metrics.once(o.ctx, func(ctx context.Context) (int64, string, error) {
+				answer, err := client.Export(ctx, batch)
+				p := answer.GetPartialSuccess()
+				return p.GetRejectedDataPoints(), p.GetErrorMessage(), err
+			})
+		}
+	}
+}
+
+// Status is the sink for `flowctl status`.
+func (o *OTLP) Status() *api.SinkStatus {
+	s := &api.SinkStatus{Account: AccountToWire(o.Account())}
+	if o.logs != nil {
+		s.Target, s.State = o.logs.target.endpoint, o.logs.describe()
+	}
+	if o.metrics != nil {
+		s.Target, s.State = cmp.Or(s.Target, o.metrics.target.endpoint), cmp.Or(s.State, o.metrics.describe())
+		for state, n := range o.metrics.counts() {
+			if state == stateOK {
+				s.MetricsSent += n
+			} else {
+				s.MetricsFailed += n
+			}
+		}
+	}
+	return s
+}
+
+var otlpRequests = prometheus.NewDesc("weft_otlp_requests_total",
+	"OTLP requests by signal and by what the answer meant: ok, retrying, refused, rejected (in part).",
+	[]string{"signal", "outcome"}, nil)
+
+// Describe sends the description of weft_otlp_requests_total.
+func (o *OTLP) Describe(ch chan<- *prometheus.Desc) { ch <- otlpRequests }
+
+// Collect sends weft_otlp_requests_total.
+func (o *OTLP) Collect(ch chan<- prometheus.Metric) {
+	for _, l := range []*link{o.logs, o.metrics} {
+		if l == nil {
+			continue
+		}
+		for state, n := range l.counts() {
+			ch <- prometheus.MustNewConstMetric(otlpRequests, prometheus.CounterValue, float64(n), l.signal, state)
+		}
+	}
+}

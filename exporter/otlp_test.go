@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"weft/flows"
+)
+
+func TestEveryRecordIsAcknowledgedInBatchesWithinTheLimits(t *testing.T) {
+	fat := make([]flows.Record, 600) // 64 hops: far more than 3.5 MiB
+	for i := range fat {
+		fat[i] = bridgedRecord(i)
+		for range 4 {
+			fat[i].Hops = append(fat[i].Hops, fat[i].Hops...)
+		}
+	}
+	for name, all := range map[string][]flows.Record{"many": records(8_500), "large": fat} {
+		synctest.Test(t, func(t *testing.T) {
+			r := &receiver{}
+			o := r.start(t, OTLPConfig{Compression: "none"})
+			export(t, o, all...)
+			if err := closeOTLP(t, o, time.Minute); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			a := o.Account()
+			checkBalance(t, a)
+			if a.Acknowledged != uint64(len(all)) || r.taken != len(all) {
+				t.Errorf("%s: got %+v and %d received, want %d", name, a, r.taken, len(all))
+			}
+			for i := range r.sizes {
+				if r.sizes[i] > 4000 || r.bytes[i] > 3670016 {
+					t.Errorf("%s: request %d: got %d records in %d bytes, want at most 4000 in 3.5 MiB", name, i, r.sizes[i], r.bytes[i])
+				}
+			}
+			if name == "many" && len(r.sizes) < 3 || name == "large" && r.bytes[0] < 3<<20 {
+				t.Errorf("%s: got requests of %v records and %v bytes, want them well filled", name, r.sizes, r.bytes)
+			}
+		})
+	}
+}
+
+func TestSmallRecordsAreCutByNumber(t *testing.T) {
+	small := make([]flows.Record, 9000)
+	for i := range small {
+		small[i] = icmpRecord()
+	}
+	var sizes []int
+	for _, b := range newEncoder(nil, "1", t0).logBatches(small, t0) {
+		sizes = append(sizes, logCount(b))
+	}
+	if want := []int{4000, 4000, 1000}; !slices.Equal(sizes, want) {
+		t.Errorf("got requests of %v records, want %v", sizes, want)
+	}
+}
+
+func exhausted(t *testing.T, wait time.Duration) error {
+	s, err := status.New(codes.ResourceExhausted, "slow down").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(wait)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Err()
+}
+
+func TestExactlyTheRetryableAnswersAreRetried(t *testing.T) {
+	retryable := map[codes.Code]bool{
+		codes.Canceled: true, codes.DeadlineExceeded: true, codes.Aborted: true, codes.OutOfRange: true,
+		codes.Unavailable: true, codes.DataLoss: true,
+	}
+	answers := map[string]error{"resource exhausted, with a time": exhausted(t, 7*time.Second)}
+	for code := codes.Canceled; code <= codes.Unauthenticated; code++ {
+		answers[code.String()] = status.Error(code, "no")
+	}
+	for name, answer := range answers {
+		synctest.Test(t, func(t *testing.T) {
+			r := &receiver{answer: func(_ context.Context, n int) (*collogs.ExportLogsServiceResponse, error) {
+				if n == 1 {
+					return nil, answer
+				}
+				return &collogs.ExportLogsServiceResponse{}, nil
+			}}
+			o := r.start(t, OTLPConfig{})
+			export(t, o, records(10)...)
+			if err := closeOTLP(t, o, time.Minute); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			a := o.Account()
+			checkBalance(t, a)
+			told := strings.Contains(name, "with a time")
+			if retryable[status.Code(answer)] || told {
+				if a.Acknowledged != 10 || r.requests() != 2 {
+					t.Errorf("%s: got %+v after %d requests, want 10 acknowledged after 2", name, a, r.requests())
+				}
+			} else if a.Lost["refused"] != 10 || r.requests() != 1 {
+				t.Errorf("%s: got %+v after %d requests, want 10 refused after 1", name, a, r.requests())
+			}
+			if told {
+				if waited := r.times[1].Sub(r.times[0]); waited != 7*time.Second {
+					t.Errorf("%s: got a retry after %s, want it after the 7s asked for", name, waited)
+				}
+			}
+		})
+	}
+}
+
+func TestRetriesBackOffWithJitterUpToTheBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{answer: func(context.Context, int) (*collogs.ExportLogsServiceResponse, error) {
+			return nil, status.Error(codes.Unavailable, "down")
+		}}
+		o := r.start(t, OTLPConfig{})
+		export(t, o, records(1)...)
+		time.Sleep(5 * time.Minute)
+		times := r.when()
+		pause, same := minBackoff, 0
+		for i := 1; i < len(times); i++ {
+			gap := times[i].Sub(times[i-1])
+			if gap < pause/2 || gap > pause {
+				t.Errorf("retry %d: got it after %s, want %s to %s", i, gap, pause/2, pause)
+			}
+			if i > 8 && gap == times[i-1].Sub(times[i-2]) {
+				same++
+			}
+			pause = min(2*pause, maxBackoff)
+		}
+		if len(times) < 30 || same > len(times)/2 {
+			t.Errorf("got %d requests in 5 minutes, %d gaps equal to the one before, want at least 30 and jitter", len(times), same)
+		}
+		if a := o.Account(); a.Waiting != 1 {
+			t.Errorf("got %+v, want the record still waiting", a)
+		}
+	})
+}
+
+func TestRejectedPartIsCountedAndNotRetried(t *testing.T) {
+	for name, c := range map[string]struct {
+		partial  *collogs.ExportLogsPartialSuccess
+		rejected uint64
+	}{
+		"three rejected":      {&collogs.ExportLogsPartialSuccess{RejectedLogRecords: 3, ErrorMessage: "too old"}, 3},
+		"more than were sent": {&collogs.ExportLogsPartialSuccess{RejectedLogRecords: 99}, 10},
+		"empty":               {&collogs.ExportLogsPartialSuccess{}, 0},
+		"only a warning":      {&collogs.ExportLogsPartialSuccess{ErrorMessage: "be careful"}, 0},
+		"nonsense":            {&collogs.ExportLogsPartialSuccess{RejectedLogRecords: -5}, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := &receiver{answer: func(context.Context, int) (*collogs.ExportLogsServiceResponse, error) {
+				return &collogs.ExportLogsServiceResponse{PartialSuccess: c.partial}, nil
+			}}
+			o := r.start(t, OTLPConfig{})
+			export(t, o, records(10)...)
+			if err := closeOTLP(t, o, time.Minute); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			a := o.Account()
+			checkBalance(t, a)
+			if a.Lost["rejected"] != c.rejected || a.Acknowledged != 10-c.rejected || r.requests() != 1 {
+				t.Errorf("%s: got %+v after %d requests, want %d rejected after 1", name, a, r.requests(), c.rejected)
+			}
+		})
+	}
+}
+
+func TestOutageIsBoundedLoggedOnceAndRecoveredFrom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log syncBuffer
+		end := time.Now().Add(10 * time.Minute)
+		r := &receiver{answer: func(context.Context, int) (*collogs.ExportLogsServiceResponse, error) {
+			if time.Now().Before(end) {
+				return nil, status.Error(codes.Unavailable, "down")
+			}
+			return &collogs.ExportLogsServiceResponse{}, nil
+		}}
+		o := r.start(t, OTLPConfig{Queue: 100, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		for range 15 {
+			before := time.Now()
+			export(t, o, records(10)...)
+			if time.Since(before) != 0 {
+				t.Error("Export waited for the receiver")
+			}
+			checkBalance(t, o.Account())
+			time.Sleep(time.Minute / 2)
+		}
+		if a := o.Account(); a.Waiting != 100 || a.Lost["queue_full"] != 50 {
+			t.Errorf("during the outage: got %+v, want 100 waiting and 50 lost as queue_full", a)
+		}
+		time.Sleep(5 * time.Minute)
+		export(t, o, records(10)...)
+		if err := closeOTLP(t, o, time.Minute); err != nil {
+			t.Error(err)
+		}
+		a := o.Account()
+		checkBalance(t, a)
+		if a.Acknowledged != 110 || r.taken != 110 {
+			t.Errorf("after it: got %+v and %d received, want 110 acknowledged", a, r.taken)
+		}
+		if n := strings.Count(log.String(), "retrying"); n != 1 || strings.Count(log.String(), "\n") != 2 {
+			t.Errorf("got %d complaints, want one line when it went and one when it came back:\n%s", n, log.String())
+		}
+	})
+}
+
+func TestReceiverThatComesBackIsFoundSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{unreachable: time.Now().Add(time.Hour)}
+		o := r.start(t, OTLPConfig{})
+		export(t, o, records(10)...)
+		time.Sleep(time.Hour)
+		if a := o.Account(); a.Waiting != 10 {
+			t.Errorf("during the outage: got %+v, want 10 waiting", a)
+		}
+		time.Sleep(maxBackoff + maxBackoff/2)
+		if a := o.Account(); a.Acknowledged != 10 {
+			t.Errorf("15s after it: got %+v, want 10 acknowledged", a)
+		}
+	})
+}
+
+func TestHangingReceiverTimesOutAndIsRetried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{answer: func(ctx context.Context, n int) (*collogs.ExportLogsServiceResponse, error) {
+			if n == 1 {
+				<-ctx.Done()
+			}
+			return &collogs.ExportLogsServiceResponse{}, ctx.Err()
+		}}
+		o := r.start(t, OTLPConfig{Getenv: env("OTEL_EXPORTER_OTLP_TIMEOUT", "3000")})
+		export(t, o, records(10)...)
+		if err := closeOTLP(t, o, time.Minute); err != nil {
+			t.Error(err)
+		}
+		if gap := r.times[1].Sub(r.times[0]); gap < 3*time.Second || gap > 3*time.Second+minBackoff {
+			t.Errorf("got the second request after %s, want it just after the 3s time-out", gap)
+		}
+		if a := o.Account(); a.Acknowledged != 10 {
+			t.Errorf("got %+v, want 10 acknowledged", a)
+		}
+	})
+}
+
+func TestShutdownEndsAtItsDeadlineAndCountsWhatIsLeft(t *testing.T) {
+	for name, answer := range map[string]func(context.Context, int) (*collogs.ExportLogsServiceResponse, error){
+		"down": func(context.Context, int) (*collogs.ExportLogsServiceResponse, error) {
+			return nil, status.Error(codes.Unavailable, "down")
+		},
+		"hanging": func(ctx context.Context, _ int) (*collogs.ExportLogsServiceResponse, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := &receiver{answer: answer}
+			o := r.start(t, OTLPConfig{})
+			export(t, o, records(500)...)
+			time.Sleep(3 * time.Second)
+			before := time.Now()
+			err := closeOTLP(t, o, 5*time.Second)
+			if took := time.Since(before); took != 5*time.Second {
+				t.Errorf("%s: closed after %s, want the deadline of 5s", name, took)
+			}
+			if err == nil || !strings.Contains(err.Error(), "500 records not delivered") {
+				t.Errorf("%s: got %v, want the number of records", name, err)
+			}
+			if s := o.Status().State; strings.Contains(s, "context canceled") {
+				t.Errorf("%s: got state %q, want what the receiver said last, not that we gave up", name, s)
+			}
+			export(t, o, records(7)...)
+			a := o.Account()
+			checkBalance(t, a)
+			if a.Lost["shutdown"] != 507 || a.Waiting != 0 {
+				t.Errorf("%s: got %+v, want all 507 lost at shutdown", name, a)
+			}
+		})
+	}
+}
+
+func TestRecordsGatherForTheFlushIntervalOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{}
+		o := r.start(t, OTLPConfig{Flush: 2 * time.Second})
+		start := time.Now()
+		for range 4 {
+			export(t, o, records(5)...)
+			time.Sleep(500 * time.Millisecond)
+		}
+		synctest.Wait()
+		if len(r.times) != 1 || r.sizes[0] != 20 || r.times[0].Sub(start) != 2*time.Second {
+			t.Errorf("got requests of %v records at %v, want one of 20 after 2s", r.sizes, r.times)
+		}
+		time.Sleep(time.Hour)
+	})
+}
+
+func TestHeadersAndCompressionGoWithEveryRequest(t *testing.T) {
+	for given, coding := range map[string]string{"": "gzip", "gzip": "gzip", "none": ""} {
+		synctest.Test(t, func(t *testing.T) {
+			r := &receiver{}
+			o := r.start(t, OTLPConfig{Compression: given, Headers: map[string]string{"X-Scope-OrgID": "blue"}})
+			export(t, o, records(1)...)
+			if err := closeOTLP(t, o, time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			if got := r.headers.Get("x-scope-orgid"); len(got) != 1 || got[0] != "blue" {
+				t.Errorf("got %v, want the header", r.headers)
+			}
+			if got := r.headers.Get("user-agent"); len(got) != 1 || !strings.HasPrefix(got[0], "weft") {
+				t.Errorf("got user agent %v, want weft", got)
+			}
+			if r.coding != coding {
+				t.Errorf("compression %q: got %q on the wire, want %q", given, r.coding, coding)
+			}
+		})
+	}
+}
+
+func BenchmarkLogBatches(b *testing.B) {
+	e := newEncoder(map[string]string{"service.name": "weft"}, "1", t0)
+	r := records(4000)
+	b.ReportAllocs()
+	size := 0
+	for b.Loop() {
+		size = 0
+		for _, batch := range e.logBatches(r, t0) {
+			encoded, err := proto.Marshal(batch)
+			if err != nil {
+				b.Fatal(err)
+			}
+			size += len(encoded)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/4000, "ns/record")
+	b.ReportMetric(float64(size)/4000, "B/record")
+}
+
+func BenchmarkDelivery(b *testing.B) {
+	for _, compression := range []string{"gzip", "none"} {
+		b.Run(compression, func(b *testing.B) {
+			r := &receiver{}
+			o, err := NewOTLP(OTLPConfig{Endpoint: "http://" + r.listen(b), Getenv: env(), Compression: compression, Flush: time.Nanosecond})
+			if err != nil {
+				b.Fatal(err)
+			}
+			batch := records(4000)
+			for b.Loop() {
+				export(b, o, batch...)
+				eventually(b, "the answer", func() bool { return o.Account().Waiting == 0 })
+			}
+			if err := o.Close(context.Background()); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(4000*float64(b.N)/b.Elapsed().Seconds(), "records/s")
+		})
+	}
+}

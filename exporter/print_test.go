@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestPrintWritesEveryRecordInOrder(t *testing.T) {
+	checkNoLeak(t)
+	var out bytes.Buffer
+	p := NewPrint(&out, &Formatter{Format: JSONL}, 0, nil)
+	all := records(1000)
+	export(t, p, all[:500]...)
+	export(t, p, all[500:]...)
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var want []byte
+	for i := range all {
+		want = append(AppendJSON(want, &all[i]), '\n')
+	}
+	if !bytes.Equal(out.Bytes(), want) {
+		t.Errorf("got %d bytes, want %d in the order of the records", out.Len(), len(want))
+	}
+	a := p.Account()
+	checkBalance(t, a)
+	if a.Acknowledged != 1000 {
+		t.Errorf("got %+v, want 1000 acknowledged", a)
+	}
+}
+
+func TestClosedPipeIsReportedOnceAndCounted(t *testing.T) {
+	checkNoLeak(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var log syncBuffer
+	p := NewPrint(w, &Formatter{Format: Compact}, 0, slog.New(slog.NewTextHandler(&log, nil)))
+	for range 5 {
+		export(t, p, records(10)...)
+		eventually(t, "the records to be settled", func() bool { return p.Account().Waiting == 0 })
+	}
+	if err := p.Close(t.Context()); err == nil || !strings.Contains(err.Error(), "broken pipe") {
+		t.Errorf("close: got %v, want the broken pipe", err)
+	}
+	a := p.Account()
+	checkBalance(t, a)
+	if a.Lost["write_failed"] != 50 {
+		t.Errorf("got %+v, want 50 lost as write_failed", a)
+	}
+	if n := strings.Count(log.String(), "\n"); n != 1 {
+		t.Errorf("got %d log lines, want 1:\n%s", n, log.String())
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHangingWriterHoldsUpNeitherDrainNorShutdown(t *testing.T) {
+	checkNoLeak(t)
+	r, w := io.Pipe()
+	p := NewPrint(w, &Formatter{Format: Compact}, 100, nil)
+	export(t, p, records(500)...)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := p.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("close: got %v, want %v", err, context.DeadlineExceeded)
+	}
+	a := p.Account()
+	checkBalance(t, a)
+	if a.Lost["queue_full"] != 400 || a.Lost["shutdown"] != 100 {
+		t.Errorf("got %+v, want 400 lost as queue_full and 100 as shutdown", a)
+	}
+	if err := r.Close(); err != nil { // lets the write fail
+		t.Fatal(err)
+	}
+	<-p.done
+	if late := p.Account(); late.Lost["write_failed"] != 0 || late.Waiting != 0 {
+		t.Errorf("after the write failed: got %+v, want nothing counted twice", late)
+	}
+}
+
+// syncBuffer is a buffer that a logger and a test may share.
+type syncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}

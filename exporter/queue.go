@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"maps"
+	"sync"
+	"time"
+
+	"weft/flows"
+)
+
+// DefaultQueue is the number of records a sink lets wait unless told otherwise.
+const DefaultQueue = 65536
+
+// queue holds the records that wait for one worker, and the account of all that
+// were ever offered. A record is waiting from put until settle says what became
+// of it, so at every instant
+// Offered = Acknowledged + Waiting + sum(Lost).
+//
+// It is bounded by limit records, those in the worker's hands included; what is
+// over it is Lost["queue_full"]. It keeps the slices it was given and writes to
+// none of them.
+type queue struct {
+	mu                sync.Mutex
+	limit             uint64
+	waiting           [][]flows.Record
+	account           flows.SinkAccount
+	closed, abandoned bool
+	ready             chan struct{} // one token: there is something to take, or closed
+}
+
+func newQueue(name string, limit int) *queue {
+	if limit <= 0 {
+		limit = DefaultQueue
+	}
+	return &queue{
+		limit:   uint64(limit),
+		account: flows.SinkAccount{Name: name, Lost: map[string]uint64{}},
+		ready:   make(chan struct{}, 1),
+	}
+}
+
+// put queues records, or counts them lost: "queue_full", or "shutdown" after close.
+func (q *queue) put(records []flows.Record) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(records) == 0 {
+		return
+	}
+	n := uint64(len(records))
+	q.account.Offered += n
+	if q.closed {
+		q.account.Lost["shutdown"] += n
+		return
+	}
+	if room := q.limit - q.account.Waiting; n > room {
+		q.account.Lost["queue_full"] += n - room
+		n = room
+	}
+	if n > 0 {
+		q.waiting = append(q.waiting, records[:n])
+		q.account.Waiting += n
+		q.wake()
+	}
+}
+
+// next waits for records and removes up to most from the front; they go on
+// waiting until settled. It lingers for most of them to gather, but no longer
+// than linger from when it saw the first. False: closed and empty, or abandoned.
+func (q *queue) next(most int, linger time.Duration) ([]flows.Record, bool) {
+	var expired <-chan time.Time
+	patient := linger > 0
+	for {
+		q.mu.Lock()
+		n := q.account.Waiting
+		if n > 0 && (!patient || q.closed || n >= uint64(most)) {
+			defer q.mu.Unlock()
+			return q.take(most), true
+		}
+		closed := q.closed
+		q.mu.Unlock()
+		if closed {
+			return nil, false
+		}
+		if n > 0 && expired == nil {
+			expired = time.After(linger)
+		}
+		select {
+		case <-q.ready:
+		case <-expired:
+			patient = false
+		}
+	}
+}
+
+func (q *queue) take(most int) (records []flows.Record) {
+	for len(q.waiting) > 0 && len(records) < most {
+		front := q.waiting[0]
+		n := min(len(front), most-len(records))
+		records = append(records, front[:n]...)
+		if q.waiting[0] = front[n:]; n == len(front) {
+			q.waiting[0] = nil
+			q.waiting = q.waiting[1:]
+		}
+	}
+	return records
+}
+
+// settle says what became of taken records: acknowledged, and lost for reason.
+// The worker settles all it took before it asks for the next ones.
+func (q *queue) settle(acknowledged, lost int, reason string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.abandoned {
+		return
+	}
+	q.account.Waiting -= uint64(acknowledged + lost)
+	q.account.Acknowledged += uint64(acknowledged)
+	if lost > 0 {
+		q.account.Lost[reason] += uint64(lost)
+	}
+}
+
+// close refuses further records and wakes the worker.
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	q.wake()
+}
+
+// abandon closes and counts everything that still waits, in the worker's hands
+// too, as lost for reason; whatever the worker says of it later is too late.
+func (q *queue) abandon(reason string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.account.Waiting > 0 {
+		q.account.Lost[reason] += q.account.Waiting
+	}
+	q.account.Waiting, q.waiting = 0, nil
+	q.closed, q.abandoned = true, true
+	q.wake()
+}
+
+func (q *queue) wake() {
+	select {
+	case q.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (q *queue) snapshot() flows.SinkAccount {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return cloneAccount(q.account)
+}
+
+func cloneAccount(a flows.SinkAccount) flows.SinkAccount {
+	a.Lost = maps.Clone(a.Lost)
+	return a
+}

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package receivertest
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.opentelemetry.io/collector/consumer/consumererror"
+	"go.opentelemetry.io/collector/consumer/consumertest"
+	"go.opentelemetry.io/collector/pdata/pcommon"
+	"go.opentelemetry.io/collector/pdata/plog"
+	"go.opentelemetry.io/collector/pdata/pmetric"
+
+	"weft/exporter"
+	"weft/flows"
+)
+
+// received is every log record a sink has, in order.
+func received(sink *consumertest.LogsSink) []plog.LogRecord {
+	var all []plog.LogRecord
+	for _, ld := range sink.AllLogs() {
+		for i := range ld.ResourceLogs().Len() {
+			scopes := ld.ResourceLogs().At(i).ScopeLogs()
+			for j := range scopes.Len() {
+				for k := range scopes.At(j).LogRecords().Len() {
+					all = append(all, scopes.At(j).LogRecords().At(k))
+				}
+			}
+		}
+	}
+	return all
+}
+
+// want is r's attributes as pdata decodes them: built from the record, by the
+// names of the contract and not by the encoder.
+func want(r *flows.Record) map[string]any {
+	m := map[string]any{}
+	for _, a := range exporter.AppendAttributes(nil, r) {
+		m[a.Key] = a.Value.Any()
+		if a.Value.Kind() == slog.KindString {
+			m[a.Key] = strings.ToValidUTF8(a.Value.String(), "\uFFFD")
+		}
+	}
+	m["weft.flow.packets"], m["weft.flow.bytes"] = int64(r.Packets), int64(r.Bytes)
+	m["weft.flow.reverse.packets"], m["weft.flow.reverse.bytes"] = int64(r.ReversePackets), int64(r.ReverseBytes)
+	m["weft.flow.start_unix_nano"] = r.Start.UnixNano()
+	var hops []any
+	for _, h := range r.Hops {
+		hop := map[string]any{
+			"interface": strings.ToValidUTF8(h.Hop.Interface, "\uFFFD"), "direction": "receive", "hook": h.At.Hook.String(),
+			"packets": int64(h.Packets), "bytes": int64(h.Bytes), "reverse": h.Reverse, "chosen": h.Chosen,
+		}
+		if h.At.Hook == flows.HookEgress {
+			hop["direction"] = "transmit"
+		}
+		if h.Hop.Netns != "" {
+			hop["netns"] = h.Hop.Netns
+		}
+		hops = append(hops, hop)
+	}
+	m["weft.flow.hops"] = hops
+	return m
+}
+
+// compare checks every field of every log record against its flow record, and
+// the totals.
+func compare(t *testing.T, got []plog.LogRecord, records []flows.Record) {
+	t.Helper()
+	if len(got) != len(records) {
+		t.Fatalf("got %d log records, want %d", len(got), len(records))
+	}
+	var gotBytes, wantBytes uint64
+	for i, lr := range got {
+		r := &records[i]
+		if attrs, expected := lr.Attributes().AsRaw(), want(r); !reflect.DeepEqual(attrs, expected) {
+			t.Fatalf("record %d:\n got %v\nwant %v", i, attrs, expected)
+		}
+		if lr.EventName() != "weft.flow" || lr.Timestamp().AsTime() != r.End || lr.SeverityNumber() != plog.SeverityNumberInfo || lr.ObservedTimestamp() == 0 {
+			t.Fatalf("record %d: got event %q at %s, severity %s, observed %s, want weft.flow at %s",
+				i, lr.EventName(), lr.Timestamp().AsTime(), lr.SeverityNumber(), lr.ObservedTimestamp(), r.End)
+		}
+		v, _ := lr.Attributes().Get("weft.flow.bytes")
+		gotBytes += uint64(v.Int())
+		wantBytes += r.Bytes
+	}
+	if gotBytes != wantBytes {
+		t.Errorf("totals: got %d bytes, want %d", gotBytes, wantBytes)
+	}
+}
+
+func TestCollectorDecodesEveryAttribute(t *testing.T) {
+	for name, c := range map[string]struct {
+		compression   string
+		records, hops int
+		requests      int // at least
+	}{
+		"plain":                  {"none", 500, 4, 1},
+		"gzip":                   {"gzip", 500, 4, 1},
+		"more than 4000 records": {"gzip", 9000, 2, 3},
+		"more than 3.5 MiB":      {"none", 1500, 60, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			logs := new(consumertest.LogsSink)
+			receiver := startCollector(t, "", logs, new(consumertest.MetricsSink))
+			o := newSink(t, receiver.endpoint, exporter.OTLPConfig{Compression: c.compression, Flush: time.Millisecond})
+			records := corpus(c.records, c.hops)
+			export(t, o, flows.Window{Records: records[:100]})
+			export(t, o, flows.Window{Records: records[100:]})
+			closeSink(t, o)
+			compare(t, received(logs), records)
+			checkAccount(t, o.Account(), len(records))
+			requests := logs.AllLogs() // by the Collector's default, each of at most 4 MiB
+			for i, ld := range requests {
+				if n := ld.LogRecordCount(); n > 4000 {
+					t.Errorf("request %d: got %d records, want at most 4000", i, n)
+				}
+			}
+			if len(requests) < c.requests {
+				t.Errorf("got %d requests, want at least %d", len(requests), c.requests)
+			}
+			for name, value := range map[string]string{"service.name": "weft", "service.version": "1.2.3", "os.type": "linux"} {
+				if v, _ := requests[0].ResourceLogs().At(0).Resource().Attributes().Get(name); v.Str() != value {
+					t.Errorf("resource %s: got %q, want %q", name, v.Str(), value)
+				}
+			}
+		})
+	}
+}
+
+func TestNothingIsLostOverAnOutageOfTheCollector(t *testing.T) {
+	logs, metrics := new(consumertest.LogsSink), new(consumertest.MetricsSink)
+	first := startCollector(t, "", logs, metrics)
+	o := newSink(t, first.endpoint, exporter.OTLPConfig{Flush: time.Millisecond})
+	records := corpus(6000, 4)
+	export(t, o, flows.Window{Records: records[:1000]})
+	eventually(t, "the first records", func() bool { return o.Account().Acknowledged == 1000 })
+	first.stop(t)
+	for i := 1000; i < 5000; i += 500 {
+		export(t, o, flows.Window{Records: records[i : i+500]})
+	}
+	eventually(t, "the sink to notice", func() bool { return strings.HasPrefix(o.Status().State, "retrying") })
+	if a := o.Account(); a.Acknowledged != 1000 || a.Waiting != 4000 {
+		t.Errorf("during the outage: got %+v, want 1000 acknowledged and 4000 waiting", a)
+	}
+	startCollector(t, first.endpoint, logs, metrics)
+	export(t, o, flows.Window{Records: records[5000:]})
+	eventually(t, "the rest", func() bool { return o.Account().Waiting == 0 })
+	closeSink(t, o)
+	compare(t, received(logs), records)
+	checkAccount(t, o.Account(), len(records))
+}
+
+// refusing fails as a Collector's pipeline does, by the number of the request.
+type refusing struct {
+	consumertest.LogsSink
+	answers []error // nil: take it; after the last: take everything
+	n       int
+}
+
+func (r *refusing) ConsumeLogs(ctx context.Context, ld plog.Logs) error {
+	if r.n++; r.n <= len(r.answers) && r.answers[r.n-1] != nil {
+		return r.answers[r.n-1]
+	}
+	return r.LogsSink.ConsumeLogs(ctx, ld)
+}
+
+func TestCollectorsRefusalsAreRetriedOrCounted(t *testing.T) {
+	busy := errors.New("the queue is full")
+	logs := &refusing{answers: []error{busy, busy, nil, consumererror.NewPermanent(errors.New("not wanted")), busy}}
+	receiver := startCollector(t, "", logs, new(consumertest.MetricsSink))
+	o := newSink(t, receiver.endpoint, exporter.OTLPConfig{Flush: time.Millisecond})
+	records := corpus(300, 2)
+	for i := 0; i < 300; i += 100 { // the second hundred is what the pipeline does not want
+		export(t, o, flows.Window{Records: records[i : i+100]})
+		eventually(t, "an answer for good", func() bool { return o.Account().Waiting == 0 })
+	}
+	closeSink(t, o)
+	compare(t, received(&logs.LogsSink), append(records[:100:100], records[200:]...))
+	if a := o.Account(); a.Offered != 300 || a.Acknowledged != 200 || a.Lost["refused"] != 100 || len(a.Lost) != 1 || logs.n != 6 {
+		t.Errorf("got %+v after %d requests, want 200 acknowledged and 100 refused after 6", a, logs.n)
+	}
+}
+
+func TestCollectorDecodesTheLedger(t *testing.T) {
+	metrics := new(consumertest.MetricsSink)
+	receiver := startCollector(t, "", new(consumertest.LogsSink), metrics)
+	o := newSink(t, receiver.endpoint, exporter.OTLPConfig{})
+	p := flows.PointLedger{
+		At: flows.Point{Netns: 1, Ifindex: 2, Hook: flows.HookIngress}, Hop: flows.Hop{Interface: "eth0"},
+		Seen: flows.Count{Packets: 10, Bytes: 1000}, Flows: flows.Count{Packets: 6, Bytes: 600},
+		Recorded: flows.Count{Packets: 6, Bytes: 600}, InTable: flows.Count{Packets: 1, Bytes: 100},
+	}
+	p.Skipped[flows.SkipARP] = flows.Count{Packets: 3, Bytes: 300}
+	export(t, o, flows.Window{Ledger: flows.Ledger{
+		At: start, Points: []flows.PointLedger{p}, Made: 9,
+		Sinks: []flows.SinkAccount{{Name: "otlp", Offered: 9, Acknowledged: 7, Lost: map[string]uint64{"refused": 2}}},
+	}})
+	closeSink(t, o)
+	got := map[string]int64{}
+	for _, md := range metrics.AllMetrics() {
+		scope := md.ResourceMetrics().At(0).ScopeMetrics().At(0)
+		for i := range scope.Metrics().Len() {
+			m := scope.Metrics().At(i)
+			if m.Type() != pmetric.MetricTypeSum || m.Sum().AggregationTemporality() != pmetric.AggregationTemporalityCumulative {
+				t.Errorf("%s: got %s, want a cumulative sum", m.Name(), m.Type())
+			}
+			for j := range m.Sum().DataPoints().Len() {
+				dp := m.Sum().DataPoints().At(j)
+				if dp.Timestamp().AsTime() != start || dp.StartTimestamp() == 0 {
+					t.Errorf("%s: got %s from %s, want %s from the sink's start", m.Name(), dp.Timestamp(), dp.StartTimestamp(), start)
+				}
+				got[m.Name()+" "+m.Unit()+attributes(dp.Attributes())] = dp.IntValue()
+			}
+		}
+	}
+	eth0 := " network.interface.name=eth0 network.io.direction=receive weft.hop.hook=ingress"
+	for name, value := range map[string]int64{
+		"weft.ledger.seen.packets {packet}" + eth0:                                           10,
+		"weft.ledger.seen.bytes By" + eth0:                                                   1000,
+		"weft.ledger.flows.bytes By" + eth0:                                                  600,
+		"weft.ledger.in_table.packets {packet}" + eth0:                                       1,
+		"weft.ledger.unaccounted.packets {packet}" + eth0:                                    0,
+		"weft.ledger.skipped.bytes By" + eth0 + " weft.ledger.reason=not_ip_arp":             300,
+		"weft.ledger.records.made {record}":                                                  9,
+		"weft.ledger.records.acknowledged {record} weft.ledger.sink=otlp":                    7,
+		"weft.ledger.records.lost {record} weft.ledger.reason=refused weft.ledger.sink=otlp": 2,
+	} {
+		if v, ok := got[name]; !ok || v != value {
+			t.Errorf("%s: got %d (there: %t), want %d", name, v, ok, value)
+		}
+	}
+	if s := o.Status(); s.MetricsSent == 0 || s.MetricsFailed != 0 {
+		t.Errorf("got %d sent and %d failed, want some and 0", s.MetricsSent, s.MetricsFailed)
+	}
+}
+
+// attributes is m as text, in order of name.
+func attributes(m pcommon.Map) string {
+	var parts []string
+	for name, v := range m.All() {
+		parts = append(parts, " "+name+"="+v.AsString())
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, "")
+}

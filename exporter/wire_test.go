@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"net/netip"
+	"reflect"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"weft/exporter/api"
+	"weft/flows"
+)
+
+// fill sets every field that v reaches to something that is not its zero value,
+// a different one each time, so that a field the wire form forgets is seen.
+func fill(t *testing.T, v reflect.Value, n *int64) {
+	*n++
+	switch x := v.Addr().Interface().(type) {
+	case *time.Time:
+		*x = t0.Add(time.Duration(*n) * 1_000_003)
+		return
+	case *netip.AddrPort:
+		*x = netip.AddrPortFrom(netip.AddrFrom16([16]byte{0xfd, 15: byte(*n)}).WithZone("eth0"), uint16(*n))
+		return
+	}
+	switch v.Kind() {
+	case reflect.Struct:
+		for i := range v.NumField() {
+			fill(t, v.Field(i), n)
+		}
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 3, 3))
+		for i := range 3 {
+			fill(t, v.Index(i), n)
+		}
+	case reflect.Array:
+		for i := range v.Len() {
+			fill(t, v.Index(i), n)
+		}
+	case reflect.Map:
+		v.Set(reflect.MakeMap(v.Type()))
+		v.SetMapIndex(reflect.ValueOf("queue_full"), reflect.ValueOf(uint64(*n)))
+	case reflect.String:
+		v.SetString("name\xff" + string(rune('a'+*n%26)))
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		v.SetUint(uint64(*n % 250))
+	case reflect.Int64:
+		v.SetInt(-*n)
+	default:
+		t.Fatalf("a field of kind %s: teach fill about it", v.Kind())
+	}
+}
+
+func TestWireKeepsEveryFieldOfARecord(t *testing.T) {
+	var full flows.Record
+	fill(t, reflect.ValueOf(&full).Elem(), new(int64))
+	withoutTimes := tcpRecord(7)
+	withoutTimes.Start, withoutTimes.End = time.Time{}, time.Time{}
+	withoutTimes.Hops[0].First, withoutTimes.Hops[0].Last = time.Time{}, time.Time{}
+
+	var m api.Record // reused, as the store does
+	for name, want := range map[string]flows.Record{
+		"every field set": full, "zero": {}, "tcp": tcpRecord(1), "icmp": icmpRecord(), "bridged": bridgedRecord(2),
+		"without times": withoutTimes,
+		"mapped":        {Key: flows.Key{Src: netip.MustParseAddrPort("[::ffff:10.0.0.1]:5")}},
+	} {
+		toWire(&m, &want)
+		encoded, err := proto.Marshal(&m)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		var back api.Record
+		if err := proto.Unmarshal(encoded, &back); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got := fromWire(&back); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s:\n got %+v\nwant %+v", name, got, want)
+		}
+	}
+}
+
+func TestWireKeepsEveryFieldOfALedger(t *testing.T) {
+	var full flows.Ledger
+	fill(t, reflect.ValueOf(&full).Elem(), new(int64))
+	for i := range full.Sinks {
+		full.Sinks[i].Name = "otlp" // ours, so always UTF-8
+	}
+	for name, want := range map[string]flows.Ledger{"every field set": full, "zero": {}} {
+		encoded, err := proto.Marshal(ledgerToWire(&want))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		var back api.Ledger
+		if err := proto.Unmarshal(encoded, &back); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got := ledgerFromWire(&back); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s:\n got %+v\nwant %+v", name, got, want)
+		}
+	}
+}
+
+func FuzzWireNeverPanics(f *testing.F) {
+	r := bridgedRecord(3)
+	var m api.Record
+	toWire(&m, &r)
+	seed, err := proto.Marshal(&m)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var m api.Record
+		if proto.Unmarshal(b, &m) != nil {
+			return
+		}
+		r := fromWire(&m)
+		if line := AppendJSON(nil, &r); len(line) == 0 {
+			t.Fatalf("no JSON for %+v", r)
+		}
+	})
+}
