@@ -60,7 +60,9 @@ func ListenSocket(path, group string, store *Store, status func() *api.StatusRes
 	api.RegisterWeftServer(s.grpc, s)
 	go func() {
 		defer close(s.done)
-		s.err = s.grpc.Serve(lis)
+		if err := s.grpc.Serve(lis); !errors.Is(err, grpc.ErrServerStopped) { // Close came before it
+			s.err = err
+		}
 	}()
 	return s, nil
 }

@@ -1,0 +1,82 @@
+# Everything a person or a script does with this tree. `make help` lists it.
+# Needs Go and nothing else, except where a target says so.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
+GO        ?= go
+VERSION   := $(or $(shell git describe --tags --always --dirty 2>/dev/null),unversioned)
+LDFLAGS   := -s -w -X main.version=$(VERSION)
+LINTER    := v2.15.0
+FUZZTIME  ?= 30s
+CACHE     := $(CURDIR)/.cache
+
+# Root is needed to load BPF programs and to make network namespaces. Builds stay
+# the caller's; only what runs is raised, with the caller's OTEL_ and WEFT_ variables.
+KEEP := $(shell env | sed -n 's/^\(OTEL_[A-Z0-9_]*\|WEFT_[A-Z0-9_]*\|NO_COLOR\|TERM\)=.*/\1/p' | paste -sd, -)
+ifneq ($(shell id -u),0)
+SUDO := sudo $(if $(KEEP),--preserve-env=$(KEEP))
+EXEC := -exec "$(SUDO) env PATH=$(PATH) HOME=$(HOME)"
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help build run demo test test-receivers test-kernels bench generate generate-check lint fuzz clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+build: ## bin/weftd and bin/flowctl
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./tools/weftd ./tools/flowctl
+
+run: build ## the agent on this host's interfaces, flows on the terminal; Ctrl-C leaves nothing behind (ARGS="-config FILE")
+	@$(SUDO) bin/weftd -print $(ARGS)
+
+demo: build ## a small network of namespaces with real traffic, watched for DEMO_SECONDS (20); cleans up
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./tools/demo
+	@$(SUDO) tools/demo/demo.sh $(DEMO_SECONDS)
+
+test: ## every test that needs no other kernel
+	$(GO) test -count=1 $(EXEC) ./...
+	$(MAKE) --no-print-directory test-receivers
+	@echo 'left out: other kernels (make test-kernels), long fuzzing (make fuzz), measurements (make bench)'
+
+test-receivers: ## the export against a real OpenTelemetry receiver (a module of its own)
+	cd exporter/receivertest && $(GO) test -count=1 ./...
+
+test-kernels: ## the data plane's tests in 6.1 and 6.12 guests (needs qemu-system-x86 kmod cpio busybox-static xz-utils)
+	tools/kernels/matrix.sh
+
+bench: build ## cost per packet as ratios, the drain, and the agent on real traffic; recorded in bench/results
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./bench
+	@mkdir -p bench/results && out=bench/results/$$(date -u +%F)-$$(uname -r).txt && \
+	{ $(SUDO) bin/bench && $(GO) test -run '^$$' -bench Drain $(EXEC) ./dataplane; } | tee "$$out.new" && \
+	mv "$$out.new" "$$out" && echo "recorded in $$out"
+
+generate: ## BPF objects, their Go loaders and the API's Go code (needs clang-19, llvm-19, libbpf-dev, protobuf-compiler)
+	$(GO) generate ./...
+
+GENERATED = find . -name .cache -prune -o \( -name '*_bpfel.*' -o -name '*_bpfeb.*' -o -name '*.pb.go' \) -print | LC_ALL=C sort | xargs sha256sum
+generate-check: ## fail when a generated file is not what its source makes
+	@before=$$(mktemp) && after=$$(mktemp) && trap 'rm -f "$$before" "$$after"' EXIT && \
+	$(GENERATED) > "$$before" && $(MAKE) --no-print-directory generate && $(GENERATED) > "$$after" && \
+	diff "$$before" "$$after" || { echo 'generated files differ from their source: commit what `make generate` made' >&2; exit 1; }
+
+lint: $(CACHE)/bin/golangci-lint-$(LINTER) ## formatting, vet, golangci-lint and the import star (needs clang-format-19, shellcheck)
+	$< run ./...
+	cd exporter/receivertest && $< run --config $(CURDIR)/.golangci.yml ./...
+	clang-format-19 --dry-run -Werror $$(find bpf bench -name '*.[ch]')
+	shellcheck .ci/run tools/*/*.sh exporter/api/*.sh
+
+$(CACHE)/bin/golangci-lint-$(LINTER):
+	GOBIN=$(CACHE)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINTER)
+	mv $(CACHE)/bin/golangci-lint $@
+
+fuzz: ## every fuzz target for FUZZTIME (30s)
+	@set -e; for p in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $(EXEC) $$p; \
+		done; done
+
+clean: ## remove what the targets made
+	rm -rf bin .cache

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"weft/exporter"
+)
+
+func newObserve(g *global) *cobra.Command {
+	var q exporter.Query
+	var t terms
+	cmd := &cobra.Command{
+		Use:   "observe",
+		Short: "Show flow records, recent or live",
+		Long: `Show the records that the agent keeps, oldest first; with --follow alone, new ones
+as they end. A record is one conversation over one period, both directions.
+
+Filters of one kind are alternatives, different kinds restrict each other, and
+--not negates the filter that follows it.`,
+		Example: `  flowctl observe --last 20
+  flowctl observe --follow
+  flowctl observe --since 5m --from-ip 10.0.0.0/8 --port 443 --port 8443
+  flowctl observe --follow --protocol tcp --not --to-port 22
+  flowctl observe --tcp-flags RST -o wide
+  flowctl observe --since 1h -o jsonl | jq '."source.address"'`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if q.Terms, err = t.filter(); err != nil {
+				return usage(err)
+			}
+			if q.Last < 0 || q.Since < 0 {
+				return usage(errors.New("--last and --since must not be negative"))
+			}
+			return g.ask(func(c *exporter.Client) error {
+				return g.observe(cmd.Context(), c, q, cmd.ErrOrStderr())
+			})
+		},
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.BoolVarP(&q.Follow, "follow", "f", false, "go on with new records until interrupted")
+	fs.IntVarP(&q.Last, "last", "n", 0, "only the newest `N` that match")
+	fs.DurationVar(&q.Since, "since", 0, "only what ended within this `time`, such as 90s, 5m, 2h")
+	t.addTo(fs)
+	return cmd
+}
+
+// observe writes what q chooses until there is no more, or ctx ends.
+func (g *global) observe(ctx context.Context, c *exporter.Client, q exporter.Query, stderr io.Writer) error {
+	format := exporter.Formatter{Format: g.format, Color: g.colour()}
+	var line []byte
+	header := format.Header()
+	shown, lost := 0, uint64(0)
+	for o, err := range c.Observe(ctx, q) {
+		if err != nil {
+			return err
+		}
+		if o.Record == nil {
+			lost += o.Lost
+			continue
+		}
+		line = append(line[:0], header...)
+		header = nil
+		if _, err := g.stdout.Write(format.Append(line, o.Record)); err != nil {
+			return err
+		}
+		shown++
+	}
+	if lost > 0 {
+		fmt.Fprintf(stderr, "flowctl: %d records left the agent's store before they were read; raise flows.store, or filter less\n", lost)
+	}
+	if shown == 0 && !q.Follow {
+		return errNothing
+	}
+	return nil
+}
+
+// since is how long ago t was, for people.
+func since(t time.Time) string { return time.Since(t).Round(time.Second).String() }

@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# matrix.sh - the data plane's tests in guests of other kernels.
+#   Debian's newest 6.1 and 6.12 cloud kernels are fetched once into .cache/kernels
+#   and unpacked, not installed. Each guest boots from an initramfs that holds
+#   busybox, static test binaries and the agent, and exits with their status.
+# Needs no root. Usage: matrix.sh [6.1|6.12 ...]
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+cache=$PWD/.cache/kernels
+packages="./bpf ./dataplane"
+# What the namespace tests plug together; a name that a kernel has built in is passed over.
+modules="veth bridge 8021q dummy cls_bpf act_bpf sch_ingress"
+
+need() {
+	local missing=""
+	for tool in "$@"; do command -v "$tool" >/dev/null || missing="$missing $tool"; done
+	[ -z "$missing" ] || { echo "missing:$missing; apt-get install qemu-system-x86 kmod cpio busybox-static xz-utils" >&2; exit 2; }
+}
+
+# newest VERSION - the name of Debian's newest cloud kernel package of that series.
+newest() {
+	apt-cache pkgnames "linux-image-$1." | grep -e '-cloud-amd64$' | sort -V | tail -n 1
+}
+
+# fetch PACKAGE - unpacks it into the cache, once.
+fetch() {
+	local dir=$cache/$1 new
+	if [ ! -e "$dir/ready" ]; then
+		new=$(mktemp -d "$cache/new.XXXXXX")
+		(
+			cd "$new"
+			apt-get -o APT::Sandbox::User=root download "$1" >/dev/null
+			dpkg -x ./*.deb .
+			rm -f ./*.deb
+			depmod -b "$new" "$(basename lib/modules/*)"
+			touch ready
+		)
+		rm -rf "$dir"
+		mv "$new" "$dir"
+	fi
+	echo "$dir"
+}
+
+# guest KERNEL_DIR WORK_DIR - makes the initramfs from WORK_DIR/bin and boots it;
+# WORK_DIR/log holds the console. The status is the guest's.
+guest() {
+	local kernel=$1 work=$2 root=$2/root version file
+	version=$(basename "$kernel"/lib/modules/*)
+	mkdir -p "$root"/{bin,proc,sys,dev,tmp,run,etc,lib/modules}
+	cp "$(command -v busybox)" "$root/bin/busybox"
+	for applet in sh mount mkdir cat cut echo insmod poweroff ip; do ln -s busybox "$root/bin/$applet"; done
+	cp -r "$work/bin/." "$root/"
+	for m in $modules; do
+		modprobe -d "$kernel" -S "$version" --show-depends "$m" 2>/dev/null || true
+	done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r file; do
+		case $file in
+		*.xz) xz -dc "$file" >"$root/lib/modules/$(basename "$file" .xz)" ;;
+		*) cp "$file" "$root/lib/modules/" ;;
+		esac
+		basename "$file" .xz
+	done >"$root/etc/modules"
+	cp tools/kernels/init.sh "$root/init"
+	chmod +x "$root/init"
+	(cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) >"$work/initramfs"
+	timeout 220 qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 2048 -smp 2 -nographic -no-reboot -net none \
+		-kernel "$kernel"/boot/vmlinuz-* -initrd "$work/initramfs" -append "console=ttyS0 panic=-1 quiet" \
+		</dev/null >"$work/console" 2>&1 || true
+	# Without carriage returns and the firmware's escape sequences.
+	sed 's/\r//g; s/\x1b[^m]*[mhlJc]//g' "$work/console" >"$work/log"
+	return "$(sed -n 's/^### EXIT=\([0-9]*\).*/\1/p' "$work/log" | tail -n 1 | grep . || echo 125)"
+}
+
+# report NAME LOG STATUS SECONDS - one line when all is well, what failed otherwise.
+report() {
+	local passed failed skipped
+	passed=$(grep -c '^ *--- PASS' "$2" || true)
+	failed=$(grep -c '^ *--- FAIL' "$2" || true)
+	skipped=$(grep -c '^ *--- SKIP' "$2" || true)
+	sed -n 's/^### /  /p' "$2"
+	if [ "$skipped" -gt 0 ]; then grep -A1 '^ *--- SKIP' "$2"; fi
+	if [ "$3" -ne 0 ]; then
+		grep -B15 -A2 '^ *--- FAIL\|^panic:\|Kernel panic\|Out of memory' "$2" | tail -n 200 || true
+		tail -n 40 "$2"
+	fi
+	echo "$1: $passed passed, $failed failed, $skipped skipped, exit $3, $4 s"
+}
+
+main() {
+	need qemu-system-x86_64 modprobe depmod cpio busybox xz apt-cache dpkg awk timeout
+	local series package kernel status=0 began this guests=()
+	mkdir -p "$cache"
+	work=$(mktemp -d)
+	trap 'kill "${guests[@]}" 2>/dev/null; rm -rf "$work"' EXIT
+	mkdir "$work/bin"
+	CGO_ENABLED=0 go build -trimpath -o "$work/bin/weftd" ./tools/weftd
+	for p in $packages; do
+		CGO_ENABLED=0 go test -c -o "$work/bin/$(basename "$p").test" "$p"
+		if [ -d "$p/testdata" ]; then cp -r "$p/testdata" "$work/bin/"; fi
+	done
+	[ $# -gt 0 ] || set -- 6.1 6.12
+	# Side by side: a guest waits more than it computes.
+	for series in "$@"; do
+		package=$(newest "$series")
+		[ -n "$package" ] || { echo "no cloud kernel $series in the package lists; run apt-get update" >&2; exit 1; }
+		kernel=$(fetch "$package")
+		mkdir "$work/$series"
+		cp -r "$work/bin" "$work/$series/bin"
+		(
+			began=$SECONDS this=0
+			guest "$kernel" "$work/$series" || this=$?
+			cp "$work/$series/log" "$cache/$series.log"
+			report "$package" "$cache/$series.log" "$this" $((SECONDS - began)) >"$work/$series.report"
+			exit "$this"
+		) &
+		guests+=($!)
+	done
+	for g in "${guests[@]}"; do wait "$g" || status=1; done
+	for series in "$@"; do cat "$work/$series.report"; done
+	exit "$status"
+}
+main "$@"

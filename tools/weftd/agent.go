@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"weft/dataplane"
+	"weft/exporter"
+	"weft/flows"
+)
+
+// finish is how long the sinks together may take to hand over what they hold.
+const finish = 10 * time.Second
+
+// agent is one run: what is open, in the order it was opened.
+type agent struct {
+	log    *slog.Logger
+	level  *slog.LevelVar
+	reload func() (Config, error) // reads the configuration again
+	out    *screen                // where -print writes; nil: nowhere
+
+	mu  sync.Mutex
+	cfg Config // its live keys change
+
+	started time.Time
+	store   *exporter.Store
+	otlp    *exporter.OTLP  // nil: no endpoint
+	printer *exporter.Print // nil: no -print
+	sinks   []flows.Sink    // those that are there of the three
+	socket  *exporter.Server
+	web     *exporter.Web // nil: listen.http is off
+	plane   atomic.Pointer[dataplane.Dataplane]
+
+	table         *flows.Table // the drain goroutine's
+	conversations atomic.Int64
+	drained       atomic.Int64 // when the last window was delivered, Unix nanoseconds; 0: not yet
+	manager       notifier     // the drain goroutine's
+	audit         audit
+	refused       map[string]string // by sink: its last error; the drain goroutine's
+}
+
+// run opens everything, works until ctx ends or the data plane fails, and
+// closes everything.
+func (a *agent) run(ctx context.Context) (err error) {
+	a.started, a.refused, a.manager = time.Now(), map[string]string{}, newNotifier()
+	defer func() { err = errors.Join(err, a.close()) }()
+	if err := a.open(); err != nil {
+		return err
+	}
+	a.announce()
+	return a.work(ctx)
+}
+
+// open takes the socket first: it is the lock that keeps a second agent out.
+func (a *agent) open() error {
+	cfg := a.cfg
+	a.store = exporter.NewStore(cfg.Store)
+	a.sinks = append(a.sinks, a.store)
+	var err error
+	if a.socket, err = exporter.ListenSocket(cfg.Socket, cfg.Group, a.store, a.status); err != nil {
+		return err
+	}
+	if cfg.OTLP.Wanted() {
+		cfg.OTLP.Log = a.log
+		if a.otlp, err = exporter.NewOTLP(cfg.OTLP); err != nil {
+			return err
+		}
+		a.sinks = append(a.sinks, a.otlp)
+	}
+	if err := a.listenHTTP(); err != nil {
+		return err
+	}
+	cfg.Dataplane.Log = a.log
+	plane, err := dataplane.Open(cfg.Dataplane)
+	if err != nil {
+		return err
+	}
+	cfg.Table.Places = plane
+	a.table = flows.NewTable(cfg.Table)
+	if a.out != nil {
+		f := &exporter.Formatter{Format: exporter.Compact, Color: terminal(a.out.out)}
+		if _, err := a.out.Write(f.Header()); err != nil {
+			return errors.Join(fmt.Errorf("write flows: %w", err), plane.Close())
+		}
+		a.printer = exporter.NewPrint(a.out, f, 0, a.log)
+		a.sinks = append(a.sinks, a.printer)
+	}
+	a.plane.Store(plane) // from here on status reads the sinks
+	return nil
+}
+
+func (a *agent) listenHTTP() (err error) {
+	if a.cfg.HTTP == "" {
+		return nil
+	}
+	extra := []prometheus.Collector{newAgentCollector(a)}
+	if a.otlp != nil {
+		extra = append(extra, a.otlp)
+	}
+	a.web, err = exporter.ListenHTTP(exporter.WebOptions{
+		Addr: a.cfg.HTTP, Version: ownVersion(), Health: a.healthy, Ready: a.ready, Extra: extra,
+		Ledger: func() flows.Ledger { l, _ := a.store.Ledger(); return l },
+	})
+	return err
+}
+
+// announce says what the agent is and where it listens.
+func (a *agent) announce() {
+	where := []any{"version", ownVersion(), "socket", a.cfg.Socket}
+	if a.web != nil {
+		where = append(where, "http", a.web.Addr())
+	}
+	if a.otlp != nil {
+		where = append(where, "otlp", a.otlp.Status().GetTarget())
+	}
+	a.log.Info("weftd started", where...)
+}
+
+// work drains and delivers until ctx ends or the data plane fails. A panic
+// anywhere in it ends it like an error, so that the data plane is still closed.
+func (a *agent) work(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	batches := make(chan flows.Batch)
+	source := make(chan error, 1)
+	go func() {
+		source <- caught("data plane", func() error { return a.plane.Load().Run(ctx, batches) })
+	}()
+	signals := make(chan error, 1)
+	go func() {
+		defer cancel() // a panic of the reload stops the agent
+		signals <- caught("signals", func() error { return a.signals(ctx, cancel) })
+	}()
+	err := caught("drain", func() error {
+		for b := range batches {
+			if w, done := a.table.Fold(b); done {
+				a.deliver(w)
+			}
+		}
+		a.deliver(a.table.Close(time.Now()))
+		return nil
+	})
+	cancel()
+	for range batches { // only after a panic: the source must not wait for a taker
+	}
+	return errors.Join(err, <-source, <-signals)
+}
+
+// deliver hands w to every sink: first its records, then the ledger in which
+// the accounts of all sinks have them.
+func (a *agent) deliver(w flows.Window) {
+	a.export(flows.Window{End: w.End, Records: w.Records})
+	for _, s := range a.sinks {
+		w.Ledger.Sinks = append(w.Ledger.Sinks, s.Account())
+	}
+	a.audit.check(&w.Ledger, a.log)
+	a.export(flows.Window{End: w.End, Ledger: w.Ledger})
+	a.conversations.Store(int64(a.table.Conversations()))
+	now := time.Now()
+	if a.drained.Swap(now.UnixNano()) == 0 {
+		a.tell(a.manager.tell("READY=1"))
+	}
+	a.tell(a.manager.alive(now))
+}
+
+// export gives w to every sink; a sink's error is a line when it changes.
+func (a *agent) export(w flows.Window) {
+	for _, s := range a.sinks {
+		text := ""
+		if err := s.Export(context.Background(), w); err != nil {
+			text = err.Error()
+		}
+		if text == a.refused[s.Name()] {
+			continue
+		}
+		if a.refused[s.Name()] = text; text == "" {
+			a.log.Info("sink takes records again", "sink", s.Name())
+		} else {
+			a.log.Warn("sink refuses records", "sink", s.Name(), "err", text)
+		}
+	}
+}
+
+// tell logs that the service manager could not be told.
+func (a *agent) tell(err error) {
+	if err != nil {
+		a.log.Warn("service manager does not listen", "err", err)
+	}
+}
+
+// close hands over what the sinks hold under one deadline, then ends the
+// servers, then frees the data plane. It may follow an open that failed half-way.
+func (a *agent) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), finish)
+	defer cancel()
+	a.tell(a.manager.tell("STOPPING=1"))
+	errs := []error{a.closeSinks(ctx)}
+	if a.plane.Load() != nil {
+		a.farewell()
+	}
+	if a.web != nil {
+		errs = append(errs, a.web.Close(ctx))
+	}
+	if a.socket != nil {
+		errs = append(errs, a.socket.Close())
+	}
+	if plane := a.plane.Load(); plane != nil {
+		errs = append(errs, plane.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// closeSinks closes those that have something to hand over, side by side.
+func (a *agent) closeSinks(ctx context.Context) error {
+	var closers []func(context.Context) error
+	if a.otlp != nil {
+		closers = append(closers, a.otlp.Close)
+	}
+	if a.printer != nil {
+		closers = append(closers, func(ctx context.Context) error { return withoutPipe(a.printer.Close(ctx)) })
+	}
+	results := make(chan error, len(closers))
+	for _, f := range closers {
+		go func() { results <- caught("stop", func() error { return f(ctx) }) }()
+	}
+	var errs []error
+	for range closers {
+		errs = append(errs, <-results)
+	}
+	return errors.Join(errs...)
+}
+
+// farewell logs the last account.
+func (a *agent) farewell() {
+	l, _ := a.store.Ledger()
+	l.Sinks = l.Sinks[:0:0]
+	line := []any{"records", l.Made}
+	for _, s := range a.sinks {
+		account := s.Account()
+		l.Sinks = append(l.Sinks, account)
+		var lost uint64
+		for _, n := range account.Lost {
+			lost += n
+		}
+		line = append(line, slog.Group(s.Name(), "acknowledged", account.Acknowledged, "lost", lost))
+	}
+	total := l.Gone
+	for i := range l.Points {
+		total.Seen.Add(l.Points[i].Seen)
+		total.Flows.Add(l.Points[i].Flows)
+	}
+	line = append(line, "packets", total.Seen.Packets, "in_flows", total.Flows.Packets, "balanced", l.Balanced())
+	a.log.Info("weftd stopped", line...)
+}
+
+// healthy is why the agent is not well: nothing was drained for too long.
+func (a *agent) healthy() error {
+	last := a.started
+	if ns := a.drained.Load(); ns != 0 {
+		last = time.Unix(0, ns)
+	}
+	if silent := time.Since(last); silent > 5*time.Second+3*a.cfg.Dataplane.Interval {
+		return fmt.Errorf("nothing was drained for %s", silent.Round(time.Second))
+	}
+	return nil
+}
+
+// ready is why the agent is not at work yet.
+func (a *agent) ready() error {
+	if a.drained.Load() == 0 {
+		return errors.New("the first drain has not come")
+	}
+	return a.healthy()
+}
+
+// caught is what f returns; a panic in it becomes an error with its place.
+func caught(what string, f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%s: panic: %v at %s", what, p, panicPlace())
+		}
+	}()
+	return f()
+}
+
+// panicPlace is the file and line that panicked, for a caller that is deferred.
+func panicPlace() string {
+	var pcs [32]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	for panicking := false; ; {
+		f, more := frames.Next()
+		if panicking && !strings.HasPrefix(f.Function, "runtime.") {
+			return fmt.Sprintf("%s:%d", f.File, f.Line)
+		}
+		panicking = panicking || f.Function == "runtime.gopanic"
+		if !more {
+			return "an unknown place"
+		}
+	}
+}
+
+// withoutPipe is err unless it says that the reader of our output has left,
+// which is its right.
+func withoutPipe(err error) error {
+	if errors.Is(err, syscall.EPIPE) {
+		return nil
+	}
+	return err
+}
