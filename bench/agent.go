@@ -91,11 +91,10 @@ func (a *agent) report(w io.Writer, idle int) error {
 func mib(bytes int) float64 { return float64(bytes) / (1 << 20) }
 
 type agent struct {
-	dir  string
-	cmd  *exec.Cmd
-	ns   netns.NsHandle // the senders'; the agent is in the one of the same name + "a"
-	name string
-	log  *os.File
+	dir string
+	cmd *exec.Cmd      // in a namespace of its own
+	ns  netns.NsHandle // the sender's
+	log *os.File
 }
 
 const (

@@ -67,8 +67,10 @@ type PointAccount struct {
 
 // Account is the kernel's side of the ledger after one drain.
 type Account struct {
-	At     time.Time
-	Points []PointAccount
+	At      time.Time
+	Points  []PointAccount
+	Drops   DropAccount
+	Devices []DeviceDrops // the latest reading; nil: not read
 }
 
 // SinkAccount says where every record that was offered to a sink is.

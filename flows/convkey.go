@@ -37,7 +37,7 @@ type side uint8
 // It is [Canonical] but for fragments, which have no ICMP type.
 func (k *convKey) pack(s *Sample) side {
 	*k = convKey{
-		netns: s.At.Netns, outer: s.VLAN.Outer, inner: s.VLAN.Inner,
+		netns: cmp.Or(s.Domain, s.At.Netns), outer: s.VLAN.Outer, inner: s.VLAN.Inner,
 		a: packAddress(s.Key.Src.Addr()), aPort: s.Key.Src.Port(),
 		b: packAddress(s.Key.Dst.Addr()), bPort: s.Key.Dst.Port(),
 		proto: s.Key.Proto, v4: s.Key.Src.Addr().Is4(), fragment: s.Fragment,

@@ -46,14 +46,16 @@ type Hop struct {
 }
 
 // Batch is one part of what a drain yielded. A drain of many flows is sent as
-// several batches; only the last one is Final and carries Seen.
+// several batches; only the last one is Final and carries Drops and Seen.
 //
-// Flows belongs to the source and is valid until the next Batch is received.
+// Flows and Drops belong to the source and are valid until the next Batch is
+// received.
 type Batch struct {
 	At    time.Time // wall clock of the drain
 	Flows []Sample
 	Final bool
-	Seen  Account // only in the final batch of a drain
+	Drops []DropSample // only in the final batch of a drain
+	Seen  Account      // only in the final batch of a drain
 }
 
 // Window is everything one drain interval yielded.

@@ -129,6 +129,6 @@ type VLAN struct{ Outer, Inner uint16 }
 
 // Scope keeps equal 5-tuples of different tenants apart.
 type Scope struct {
-	Netns uint64 // netns cookie of the points that saw it
+	Netns uint64 // cookie of the points' namespace, or of the oldest that veth pairs join with it
 	VLAN  VLAN
 }

@@ -10,6 +10,10 @@ type Sample struct {
 	At   Point
 	VLAN VLAN
 
+	// Domain is the netns cookie that stands for all namespaces in which the same
+	// packets are seen, because veth pairs join them. 0: At.Netns alone.
+	Domain uint64
+
 	// Packets on the wire: a GSO frame counts its segments.
 	Packets uint64
 	// Bytes of the L2 frames on the wire, VLAN tags included, without FCS:

@@ -29,12 +29,31 @@ type Config struct {
 	Table     flows.TableOptions
 	Store     int // records kept in memory for flowctl
 
+	CNI   cniSwitches
 	OTLP  exporter.OTLPConfig
 	Level slog.Level
 	JSON  bool // log lines as JSON instead of text
 
 	// Set has where each key was given that the file or the environment gave.
 	Set map[string]origin
+}
+
+// cniSwitches says what to resolve addresses with. This version resolves none:
+// what is wanted and missing is named in the status.
+type cniSwitches struct{ kubernetes, containers, vms, sandboxes bool }
+
+// missing names the keys that are wanted.
+func (s cniSwitches) missing() []string {
+	var names []string
+	for _, w := range []struct {
+		name string
+		want bool
+	}{{"kubernetes", s.kubernetes}, {"containers", s.containers}, {"vms", s.vms}, {"sandboxes", s.sandboxes}} {
+		if w.want {
+			names = append(names, w.name)
+		}
+	}
+	return names
 }
 
 // defaultConfig is what runs without a file and without an environment.
@@ -57,6 +76,7 @@ func defaultConfig() Config {
 			MaxConversations: 131072,
 		},
 		Store: exporter.DefaultStore,
+		CNI:   cniSwitches{true, true, true, true},
 		OTLP:  exporter.OTLPConfig{Flush: time.Second},
 		Level: slog.LevelInfo,
 		Set:   map[string]origin{},

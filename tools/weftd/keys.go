@@ -70,6 +70,11 @@ var keys = []key{
 	number("flows.conversations", func(c *Config) *int { return &c.Table.MaxConversations }, 1024, 1<<26),
 	number("flows.store", func(c *Config) *int { return &c.Store }, 1, 1<<24),
 
+	autoOff("cni.kubernetes", func(c *Config) *bool { return &c.CNI.kubernetes }),
+	autoOff("cni.containers", func(c *Config) *bool { return &c.CNI.containers }),
+	autoOff("cni.vms", func(c *Config) *bool { return &c.CNI.vms }),
+	autoOff("cni.sandboxes", func(c *Config) *bool { return &c.CNI.sandboxes }),
+
 	text("exporter.otlp.endpoint", func(c *Config) *string { return &c.OTLP.Endpoint }, anything),
 	text("exporter.otlp.protocol", func(c *Config) *string { return &c.OTLP.Protocol }, anything),
 	pairs("exporter.otlp.headers", func(c *Config) *map[string]string { return &c.OTLP.Headers }),
@@ -80,6 +85,11 @@ var keys = []key{
 		choice[slog.Level]{"debug", slog.LevelDebug}, choice[slog.Level]{"info", slog.LevelInfo},
 		choice[slog.Level]{"warn", slog.LevelWarn}, choice[slog.Level]{"error", slog.LevelError})),
 	word("log.format", func(c *Config) *bool { return &c.JSON }, choice[bool]{"text", false}, choice[bool]{"json", true}),
+}
+
+// autoOff is a key for what is used when it is there, or never.
+func autoOff(name string, f func(*Config) *bool) key {
+	return word(name, f, choice[bool]{"auto", true}, choice[bool]{"off", false})
 }
 
 // same reports whether a and b agree on k.

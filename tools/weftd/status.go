@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -24,6 +25,11 @@ func (a *agent) status() *api.StatusResponse {
 		m.Settings = append(m.Settings, &api.Setting{Key: keys[i].name, Value: keys[i].show(&a.cfg)})
 	}
 	a.mu.Unlock()
+	if missing := a.cfg.CNI.missing(); missing != nil {
+		m.Off = append(m.Off, &api.Capability{
+			Name: "cni", Needs: "a later version of Weft", Err: "who is behind an address is not resolved yet: " + strings.Join(missing, ", "),
+		})
+	}
 	plane := a.plane.Load()
 	if plane == nil {
 		return m // still opening
@@ -35,7 +41,9 @@ func (a *agent) status() *api.StatusResponse {
 		}
 		m.Sinks = append(m.Sinks, &api.SinkStatus{Account: exporter.AccountToWire(s.Account()), State: "ok"})
 	}
-	addPlane(m, plane.Status())
+	s := plane.Status()
+	s.Programs = plane.Costs()
+	addPlane(m, s)
 	return m
 }
 
