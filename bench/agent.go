@@ -174,7 +174,12 @@ func (a *agent) start() (err error) {
 	}
 }
 
+// up sets a device up without IPv6, whose neighbour discovery would be counted.
 func up(dev string) error {
+	off := "/proc/sys/net/ipv6/conf/" + dev + "/disable_ipv6"
+	if err := os.WriteFile(off, []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("turn IPv6 off on %s: %w", dev, err)
+	}
 	l, err := netlink.LinkByName(dev)
 	if err != nil {
 		return err

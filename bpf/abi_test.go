@@ -22,6 +22,8 @@ func TestLayoutsArePinned(t *testing.T) {
 		ctl   FlowFlowControl
 		hk    FlowHashHashKey
 		hf    FlowHashHashFlow
+		dk    DropDropKey
+		dc    DropDropCount
 	)
 	for name, c := range map[string][2]uintptr{
 		"flow_slot":           {unsafe.Sizeof(slot), 64},
@@ -57,6 +59,17 @@ func TestLayoutsArePinned(t *testing.T) {
 		"hash_flow.cold":      {unsafe.Offsetof(hf.Cold), 32},
 		"flow_config":         {unsafe.Sizeof(FlowFlowConfig{}), 64},
 		"flow_config.netns":   {unsafe.Offsetof(FlowFlowConfig{}.Netns), 56},
+		"drop_key":            {unsafe.Sizeof(dk), 64},
+		"drop_key.key":        {unsafe.Sizeof(dk.Key), unsafe.Sizeof(key)},
+		"drop_key.kind":       {unsafe.Offsetof(dk.Key.Kind), unsafe.Offsetof(key.Kind)},
+		"drop_key.netns":      {unsafe.Offsetof(dk.Netns), 40},
+		"drop_key.ifindex":    {unsafe.Offsetof(dk.Ifindex), 56},
+		"drop_count":          {unsafe.Sizeof(dc), 96},
+		"drop_count.packets":  {unsafe.Offsetof(dc.Packets), 64},
+		"drop_count.last":     {unsafe.Offsetof(dc.Last), 88},
+		"drop_seen":           {unsafe.Sizeof(DropDropSeen{}), 32},
+		"drop_config":         {unsafe.Sizeof(DropDropConfig{}), 72},
+		"symbol":              {unsafe.Sizeof(DropSymbol{}), 128},
 		"slots of a bucket":   {unsafe.Sizeof(FlowFlowBucket{}), 64 * uintptr(FlowWeftLimitsWEFT_WAYS)},
 		"cold of a bucket":    {unsafe.Sizeof(FlowColdBucket{}), 32 * uintptr(FlowWeftLimitsWEFT_WAYS)},
 		"cold of an evicted":  {unsafe.Sizeof(ev.Cold), unsafe.Sizeof(cold)},
@@ -72,7 +85,7 @@ func TestLayoutsArePinned(t *testing.T) {
 // younger, no kernel function, no map type or flag that it lacks.
 func TestObjectsAskForNothingNew(t *testing.T) {
 	const youngest = 177 // bpf_get_func_arg_cnt and later came after 5.15
-	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){"flow": LoadFlow, "flow_hash": LoadFlowHash, "xdp": LoadXdp} {
+	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){"flow": LoadFlow, "flow_hash": LoadFlowHash, "xdp": LoadXdp, "drop": LoadDrop} {
 		spec, err := load()
 		if err != nil {
 			t.Fatal(err)
@@ -92,7 +105,7 @@ func TestObjectsAskForNothingNew(t *testing.T) {
 		}
 		for m, s := range spec.Maps {
 			switch s.Type {
-			case ebpf.Array, ebpf.Hash, ebpf.LRUHash, ebpf.RingBuf, ebpf.ArrayOfMaps:
+			case ebpf.Array, ebpf.Hash, ebpf.LRUHash, ebpf.RingBuf, ebpf.ArrayOfMaps, ebpf.PerCPUArray:
 			default:
 				t.Errorf("%s: map %s is a %s", name, m, s.Type)
 			}

@@ -30,9 +30,11 @@ int tc_egress(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
-/* Run by user space: what jiffies is at which time. */
-SEC("tc")
-int read_clock(struct __sk_buff *skb)
+/* Run by user space: what jiffies is at which time. Not a tc program: the kernel would
+ * make a packet for it and drop it, for all to see.
+ */
+SEC("raw_tp")
+int read_clock(void *ctx)
 {
 	__u32 zero = 0;
 	struct flow_control *c = bpf_map_lookup_elem(&control, &zero);

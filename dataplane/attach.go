@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,7 +21,17 @@ import (
 
 // filterName starts the name of every clsact filter of ours; the process that
 // owns it follows, so that the filters of a dead one can be told and removed.
-const filterName = "weft_"
+// qdiscMade ends it when an agent made the qdisc.
+const (
+	filterName = "weft_"
+	qdiscMade  = "/qdisc"
+)
+
+// lastPriority is the last that is tried for clsact filters; the first that is free
+// runs first.
+const lastPriority = 16
+
+func madeQdisc(f *netlink.BpfFilter) bool { return strings.HasSuffix(f.Name, qdiscMade) }
 
 type closerFunc func() error
 
@@ -62,24 +73,27 @@ func hookParent(hook flows.Hook) uint32 {
 }
 
 // attachFilter adds a clsact filter in direct-action mode, and the qdisc when it
-// is not there. The name tells whether the qdisc is ours to remove.
+// is not there. The name tells whether the qdisc is the last agent's to remove.
 func (s *space) attachFilter(ifindex int, hook flows.Hook, prog *ebpf.Program) (io.Closer, error) {
 	made, err := s.addClsact(ifindex)
 	if err != nil {
 		return nil, err
 	}
 	name := fmt.Sprintf("%s%s/%s", filterName, hook, s.all.owner)
-	if made || s.madeClsact[ifindex] {
-		s.madeClsact[ifindex] = true
-		name += "/qdisc"
+	if made {
+		name += qdiscMade
 	}
 	f := &netlink.BpfFilter{
-		FilterAttrs:  netlink.FilterAttrs{LinkIndex: ifindex, Parent: hookParent(hook), Protocol: unix.ETH_P_ALL, Priority: 1},
+		FilterAttrs:  netlink.FilterAttrs{LinkIndex: ifindex, Parent: hookParent(hook), Protocol: unix.ETH_P_ALL},
 		Fd:           prog.FD(),
 		Name:         name,
 		DirectAction: true,
 	}
-	if err := s.handle.FilterAdd(f); err != nil {
+	for err = unix.EINVAL; errors.Is(err, unix.EINVAL) && f.Priority < lastPriority; {
+		f.Priority++ // one that a filter of another kind or protocol has takes no other
+		err = s.handle.FilterAdd(f)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("add clsact %s filter: %w", hook, err)
 	}
 	return closerFunc(func() error {
@@ -91,6 +105,8 @@ func (s *space) attachFilter(ifindex int, hook flows.Hook, prog *ebpf.Program) (
 	}), nil
 }
 
+// addClsact reports whether an agent made the qdisc: this one now, or one whose
+// filters are there.
 func (s *space) addClsact(ifindex int) (made bool, err error) {
 	q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: ifindex, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0),
@@ -99,43 +115,58 @@ func (s *space) addClsact(ifindex int) (made bool, err error) {
 	case err == nil:
 		return true, nil
 	case errors.Is(err, unix.EEXIST):
-		return false, nil
+		ours, _, err := s.filters(ifindex)
+		return slices.ContainsFunc(ours, madeQdisc), err
 	default:
 		return false, fmt.Errorf("add clsact qdisc (CONFIG_NET_SCH_INGRESS): %w", err)
 	}
 }
 
-// removeFilters removes our filters whose name matches, and the clsact qdisc when
-// we made it and nobody else uses it.
-func (s *space) removeFilters(ifindex int, match func(name string) bool) error {
+// filters lists the agents' filters on a device and counts the others.
+func (s *space) filters(ifindex int) (ours []*netlink.BpfFilter, others int, err error) {
 	dev := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}
-	var errs []error
-	others, ours := 0, false
 	for _, hook := range []flows.Hook{flows.HookIngress, flows.HookEgress} {
 		filters, err := s.handle.FilterList(dev, hookParent(hook))
 		if err != nil {
-			return fmt.Errorf("list clsact %s filters: %w", hook, err)
+			return nil, 0, fmt.Errorf("list clsact %s filters: %w", hook, err)
 		}
 		for _, f := range filters {
-			b, ok := f.(*netlink.BpfFilter)
-			if !ok || !strings.HasPrefix(b.Name, filterName) || !match(b.Name) {
+			if b, ok := f.(*netlink.BpfFilter); ok && strings.HasPrefix(b.Name, filterName) {
+				ours = append(ours, b)
+			} else {
 				others++
-				continue
-			}
-			ours = ours || strings.HasSuffix(b.Name, "/qdisc")
-			if err := s.handle.FilterDel(b); err != nil {
-				errs = append(errs, fmt.Errorf("remove clsact %s filter: %w", hook, err))
 			}
 		}
 	}
-	if ours && others == 0 {
+	return ours, others, nil
+}
+
+// removeFilters removes the agents' filters whose name matches, and the clsact
+// qdisc when an agent made it and nobody uses it any more.
+func (s *space) removeFilters(ifindex int, match func(name string) bool) error {
+	ours, others, err := s.filters(ifindex)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	made := false
+	for _, f := range ours {
+		if !match(f.Name) {
+			others++
+			continue
+		}
+		made = made || madeQdisc(f)
+		if err := s.handle.FilterDel(f); err != nil {
+			errs = append(errs, fmt.Errorf("remove clsact filter %s: %w", f.Name, err))
+		}
+	}
+	if made && others == 0 {
 		q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
 			LinkIndex: ifindex, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0),
 		}}
 		if err := s.handle.QdiscDel(q); err != nil {
 			errs = append(errs, fmt.Errorf("remove clsact qdisc: %w", err))
 		}
-		delete(s.madeClsact, ifindex)
 	}
 	return errors.Join(errs...)
 }
@@ -153,7 +184,7 @@ func (s *space) removeStale() error {
 		}
 		errs = append(errs, s.removeFilters(q.Attrs().LinkIndex, func(name string) bool {
 			_, owner, ok := strings.Cut(name, "/")
-			return ok && !ownerLives(strings.TrimSuffix(owner, "/qdisc"))
+			return ok && !ownerLives(strings.TrimSuffix(owner, qdiscMade))
 		}))
 	}
 	return errors.Join(errs...)

@@ -18,7 +18,7 @@ import (
 // steps and suspends of the wall clock never accumulate as drift; jiffies are
 // related to CLOCK_MONOTONIC by reading both in one program run.
 type clock struct {
-	prog *programs
+	prog *ebpf.Program // of the objects
 	ctl  mapping[bpf.FlowFlowControl]
 	tick int64 // nanoseconds of a jiffy
 }
@@ -33,11 +33,8 @@ type instant struct {
 }
 
 func newClock(o *objects) (*clock, error) {
-	c := &clock{}
+	c := &clock{prog: o.first.clock}
 	var err error
-	if c.prog, err = o.programs(0, false); err != nil {
-		return nil, err
-	}
 	if c.ctl, err = mapArray[bpf.FlowFlowControl](o.maps[bpf.FlowMapControl], unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return c, err
 	}
@@ -46,45 +43,65 @@ func newClock(o *objects) (*clock, error) {
 
 // run reads CLOCK_MONOTONIC and jiffies in the kernel, at the same moment.
 func (c *clock) run() (mono int64, jiffies uint64, err error) {
-	ret, err := c.prog.clock.Run(&ebpf.RunOptions{Data: make([]byte, 14)})
+	ret, err := c.prog.Run(&ebpf.RunOptions{})
 	if err != nil || ret != 0 {
 		return 0, 0, fmt.Errorf("read the kernel's clock: program run returned %d: %w", ret, err)
 	}
 	return int64(atomic.LoadUint64(&c.ctl.v[0].KtimeNs)), atomic.LoadUint64(&c.ctl.v[0].Jiffies), nil
 }
 
-// measureTick times two ticks and takes the nearest frequency that kernels are
-// built with: 1000, 300, 250 or 100 Hz.
+// frequencies of the tick that kernels are built with, Hz.
+var frequencies = []int64{1000, 300, 250, 100}
+
+// measureTick finds the tick from what jiffies are now, or by timing some.
 func (c *clock) measureTick() error {
-	edge := func() (int64, uint64, error) {
-		_, from, err := c.run()
-		deadline := time.Now().Add(time.Second)
-		for err == nil {
-			mono, j, e := c.run()
-			if e == nil && j != from {
-				return mono, j, nil
-			}
-			if err = e; time.Now().After(deadline) {
-				return 0, 0, fmt.Errorf("measure the kernel's tick: jiffies stand still")
-			}
+	mono, jiffies, err := c.run()
+	if err != nil {
+		return err
+	}
+	if c.tick = tickSinceBoot(mono, jiffies); c.tick != 0 {
+		return nil
+	}
+	const ticks = 16 // each seen late by up to a few milliseconds on a busy machine
+	deadline := time.Now().Add(time.Second)
+	for {
+		now, j, err := c.run()
+		if err != nil {
+			return err
 		}
-		return 0, 0, err
+		if j >= jiffies+ticks {
+			c.tick = nearestTick((now - mono) / int64(j-jiffies))
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("measure the kernel's tick: %d in a second", j-jiffies)
+		}
 	}
-	m1, j1, err := edge()
-	if err != nil {
-		return err
+}
+
+// tickSinceBoot is the tick in nanoseconds: jiffies began at boot, when
+// CLOCK_MONOTONIC did, 300 s of ticks below 2^32. Every frequency comes there
+// after 300 s, so about then it is 0: not known.
+func tickSinceBoot(mono int64, jiffies uint64) int64 {
+	const slack = 5 // seconds that the two may be apart
+	var tick int64
+	for _, hz := range frequencies {
+		began := 1<<32 - 300*hz
+		expected := began + mono/int64(time.Second)*hz
+		if d := int64(jiffies) - expected; max(d, -d) > slack*hz {
+			continue
+		}
+		if tick != 0 {
+			return 0
+		}
+		tick = int64(time.Second) / hz
 	}
-	m2, j2, err := edge()
-	if err != nil {
-		return err
-	}
-	c.tick = nearestTick((m2 - m1) / int64(j2-j1))
-	return nil
+	return tick
 }
 
 func nearestTick(ns int64) int64 {
-	best := int64(time.Second) / 1000
-	for _, hz := range []int64{300, 250, 100} {
+	best := int64(time.Second)
+	for _, hz := range frequencies {
 		if t := int64(time.Second) / hz; max(t-ns, ns-t) < max(best-ns, ns-best) {
 			best = t
 		}
@@ -140,12 +157,4 @@ func (i instant) atTick(low uint16) int64 {
 // given was read out.
 func (c *clock) publishRead(jiffies uint64) { atomic.StoreUint64(&c.ctl.v[0].ReadJiffies, jiffies) }
 
-func (c *clock) close() error {
-	err := c.ctl.close()
-	if c.prog != nil {
-		if e := c.prog.close(); err == nil {
-			err = e
-		}
-	}
-	return err
-}
+func (c *clock) close() error { return c.ctl.close() }

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,9 +46,11 @@ type Dataplane struct {
 	objs  *objects
 	table table
 	clock *clock
+	drops *drops // nil: not traced
 
-	points pointTable
-	spaces *spaces
+	points  pointTable
+	spaces  *spaces
+	devices atomic.Pointer[[]flows.DeviceDrops] // the latest reading; nil: none
 
 	offMu sync.Mutex
 	off   map[string]Capability
@@ -94,8 +97,22 @@ func (d *Dataplane) open() error {
 		return err
 	}
 	d.drain.Store(&DrainStatus{})
-	d.spaces, err = openSpaces(d)
-	return err
+	if d.spaces, err = openSpaces(d); err != nil {
+		return err
+	}
+	d.openDrops()
+	return nil
+}
+
+// openDrops traces drops if asked to and the kernel can.
+func (d *Dataplane) openDrops() {
+	if !d.opts.Drops {
+		return
+	}
+	var err error
+	if d.drops, err = openDrops(d.objs.size.drops); err != nil {
+		d.turnOff(Capability{Name: "drop tracing", Needs: dropsNeed, Err: err.Error()})
+	}
 }
 
 // Run drains the table every interval, and earlier when evictions fill the
@@ -125,7 +142,11 @@ func (d *Dataplane) Run(ctx context.Context, out chan<- flows.Batch) error {
 			next = time.Now().Add(d.opts.Interval)
 		}
 	}
-	err := d.spaces.detachAll()
+	var err error
+	if d.drops != nil {
+		err = d.drops.detach()
+	}
+	err = errors.Join(err, d.spaces.detachAll())
 	return errors.Join(err, d.drainAll(out, true))
 }
 
@@ -159,12 +180,21 @@ func (d *Dataplane) drainAll(out chan<- flows.Batch, last bool) error {
 	}
 	e.flush()
 	seen := flows.Account{At: now.wall, Points: acct.end()}
+	var dropped []flows.DropSample
+	if d.drops != nil {
+		if dropped, seen.Drops, err = d.drops.drain(now); err != nil {
+			d.turnOff(Capability{Name: "drop tracing", Needs: dropsNeed, Err: err.Error()})
+		}
+	}
+	if devices := d.devices.Load(); devices != nil {
+		seen.Devices = *devices
+	}
 	prev := d.drain.Load()
 	d.drain.Store(&DrainStatus{
 		Drains: prev.Drains + 1, Live: res.live, Used: res.used,
 		Evictions: prev.Evictions + res.evictions, Last: time.Since(start),
 	})
-	out <- flows.Batch{At: now.wall, Final: true, Seen: seen}
+	out <- flows.Batch{At: now.wall, Final: true, Drops: dropped, Seen: seen}
 	d.points.forget(acct)
 	return nil
 }
@@ -178,13 +208,12 @@ type emitter struct {
 }
 
 func (d *Dataplane) emitter(now instant, out chan<- flows.Batch) *emitter {
-	return &emitter{d: d, now: now, out: out, buf: d.nextBuffer()}
+	return &emitter{d: d, now: now, out: out, buf: d.buffer()}
 }
 
-// nextBuffer is the buffer that the consumer is done with: it has received the
-// batch after it.
-func (d *Dataplane) nextBuffer() []flows.Sample {
-	d.turn ^= 1
+// buffer is the one whose turn it is: the consumer is done with it, as it has
+// received the batch after it.
+func (d *Dataplane) buffer() []flows.Sample {
 	if d.buffers[d.turn] == nil {
 		d.buffers[d.turn] = make([]flows.Sample, 0, batchSamples)
 	}
@@ -195,7 +224,6 @@ func (d *Dataplane) nextBuffer() []flows.Sample {
 func (e *emitter) next() *flows.Sample {
 	if len(e.buf) == cap(e.buf) {
 		e.flush()
-		e.buf = e.d.nextBuffer()
 	}
 	e.buf = e.buf[:len(e.buf)+1]
 	return &e.buf[len(e.buf)-1]
@@ -204,7 +232,8 @@ func (e *emitter) next() *flows.Sample {
 func (e *emitter) flush() {
 	if len(e.buf) > 0 {
 		e.out <- flows.Batch{At: e.now.wall, Flows: e.buf}
-		e.buf = e.buf[:0]
+		e.d.turn ^= 1
+		e.buf = e.d.buffer()
 	}
 }
 
@@ -226,6 +255,9 @@ func (d *Dataplane) Close() error {
 	var errs []error
 	if d.spaces != nil {
 		errs = append(errs, d.spaces.close())
+	}
+	if d.drops != nil {
+		errs = append(errs, d.drops.close())
 	}
 	if d.table != nil {
 		errs = append(errs, d.table.close())
@@ -250,14 +282,37 @@ func (d *Dataplane) turnOff(c Capability) {
 	d.log.Warn("capability off", "probe", c.Name, "needs", c.Needs, "err", c.Err)
 }
 
-// checkPrivilege fails early with the mend when no program can be loaded at all.
+// capabilities that loading and attaching take, by their bits.
+var capabilities = []struct {
+	bit  int
+	name string
+}{{unix.CAP_BPF, "CAP_BPF"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {unix.CAP_PERFMON, "CAP_PERFMON"}}
+
+// checkPrivilege fails early, with the mend, when no program can be loaded at all.
+// CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON.
 func checkPrivilege() error {
-	err := features.HaveProgramType(ebpf.SchedCLS)
-	switch {
+	var have [2]unix.CapUserData
+	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &have[0]); err != nil {
+		return fmt.Errorf("read the process's capabilities: %w", err)
+	}
+	effective := uint64(have[1].Effective)<<32 | uint64(have[0].Effective)
+	var missing []string
+	for _, c := range capabilities {
+		admin := c.bit != unix.CAP_NET_ADMIN && effective>>unix.CAP_SYS_ADMIN&1 == 1
+		if effective>>c.bit&1 == 0 && !admin {
+			missing = append(missing, c.name)
+		}
+	}
+	if missing != nil {
+		return fmt.Errorf("load BPF programs: %s missing: run as root, or give the process CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+			strings.Join(missing, ", "))
+	}
+	switch err := features.HaveProgramType(ebpf.SchedCLS); {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("load BPF programs: %w: run as root, or give CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON", err)
+		return fmt.Errorf("load BPF programs: %w: the kernel forbids it to this process (a container, lockdown or seccomp): run on the host as root", err)
+	default:
+		return fmt.Errorf("load BPF programs: %w: the kernel has no BPF classifier; it needs CONFIG_NET_CLS_BPF and Linux 5.15 or later", err)
 	}
-	return fmt.Errorf("load BPF programs: the kernel has no BPF classifier (CONFIG_NET_CLS_BPF, Linux 5.15 or later): %w", err)
 }

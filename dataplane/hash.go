@@ -4,89 +4,32 @@ package dataplane
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 	"unsafe"
-
-	"github.com/cilium/ebpf"
 
 	"weft/bpf"
 )
 
-// hashTable is the fallback: two plain hash maps, one of which the programs
-// fill while the other is drained. The swap waits until no program uses the set
-// that was taken out (the kernel does, for maps in maps), so nothing is lost.
+// hashTable is the fallback: a plain hash map that is swapped and drained.
 type hashTable struct {
-	d       *Dataplane
-	current *ebpf.Map    // array of one set
-	sets    [2]*ebpf.Map // sets[filling] is in current
-	filling int
-	keys    []bpf.FlowHashHashKey
-	values  []bpf.FlowHashHashFlow
+	d   *Dataplane
+	set *swapSet[bpf.FlowHashHashKey, bpf.FlowHashHashFlow]
 }
 
 const hashChunk = 4096
 
 func newHashTable(d *Dataplane) (*hashTable, error) {
-	t := &hashTable{
-		d: d, current: d.objs.maps[bpf.FlowHashMapCurrentSet],
-		keys: make([]bpf.FlowHashHashKey, hashChunk), values: make([]bpf.FlowHashHashFlow, hashChunk),
+	set, err := openSwapSet[bpf.FlowHashHashKey, bpf.FlowHashHashFlow]("flow", d.objs.maps[bpf.FlowHashMapCurrentSet], 0,
+		d.objs.spec.Maps[bpf.FlowHashMapCurrentSet].InnerMap, hashChunk)
+	if err != nil {
+		return nil, err
 	}
-	spec := d.objs.spec.Maps[bpf.FlowHashMapCurrentSet].InnerMap
-	for i := range t.sets {
-		var err error
-		if t.sets[i], err = ebpf.NewMap(spec); err != nil {
-			return nil, errors.Join(fmt.Errorf("create flow set (%d entries): %w", spec.MaxEntries, err), t.close())
-		}
-	}
-	if err := t.current.Put(uint32(0), t.sets[0]); err != nil {
-		return nil, errors.Join(fmt.Errorf("put the flow set in place: %w", err), t.close())
-	}
-	return t, nil
+	return &hashTable{d: d, set: set}, nil
 }
 
 func (t *hashTable) drain(e *emitter) (drained, error) {
-	full := t.sets[t.filling]
-	t.filling ^= 1
-	if err := t.current.Put(uint32(0), t.sets[t.filling]); err != nil {
-		t.filling ^= 1
-		return drained{}, fmt.Errorf("swap the flow set: %w", err)
-	}
-	var res drained
-	var cursor ebpf.MapBatchCursor
-	for {
-		n, err := full.BatchLookup(&cursor, t.keys, t.values, nil)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return res, fmt.Errorf("read the flow set: %w", err)
-		}
-		for i := range n {
-			t.emit(e, &t.keys[i], &t.values[i])
-		}
-		res.live += n
-		if err != nil {
-			break
-		}
-	}
-	res.used = res.live
-	return res, t.clear(full)
-}
-
-// clear empties a set that no program uses.
-func (t *hashTable) clear(set *ebpf.Map) error {
-	for {
-		var cursor ebpf.MapBatchCursor
-		n, err := set.BatchLookup(&cursor, t.keys, t.values, nil)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("empty the flow set: %w", err)
-		}
-		if n == 0 {
-			return nil
-		}
-		if _, err := set.BatchDelete(t.keys[:n], nil); err != nil {
-			return fmt.Errorf("empty the flow set: %w", err)
-		}
-	}
+	n, err := t.set.drain(func(k *bpf.FlowHashHashKey, v *bpf.FlowHashHashFlow) { t.emit(e, k, v) })
+	return drained{live: n, used: n}, err
 }
 
 func (t *hashTable) emit(e *emitter, k *bpf.FlowHashHashKey, v *bpf.FlowHashHashFlow) {
@@ -94,10 +37,15 @@ func (t *hashTable) emit(e *emitter, k *bpf.FlowHashHashKey, v *bpf.FlowHashHash
 	s := e.next()
 	s.Packets, s.Bytes, s.TCPFlags, s.New = v.Packets, v.Bytes, uint8(v.Flags), true
 	s.First = e.now.at(cold.FirstNs)
-	s.Last = e.now.at(uint64(e.now.mono)) - int64(e.now.jiffies-min(v.Last, e.now.jiffies))*e.now.tick
 	decode(s, (*bpf.FlowFlowKey)(unsafe.Pointer(&k.Key)), k.Vlan, &t.d.points)
 	decodeCold(s, cold)
-	s.Last = max(s.Last, s.First)
+	s.Last = max(e.now.atJiffies(v.Last), s.First)
+}
+
+// atJiffies is the wall-clock time of a count of jiffies, to the tick, in Unix
+// nanoseconds; one written after the instant was taken is the instant.
+func (i instant) atJiffies(jiffies uint64) int64 {
+	return i.mono + i.offset - int64(i.jiffies-min(jiffies, i.jiffies))*i.tick
 }
 
 // drainEvicted has nothing to do: a full set refuses, it does not evict.
@@ -113,12 +61,4 @@ func (t *hashTable) wait(ctx context.Context, deadline time.Time) error {
 	return nil
 }
 
-func (t *hashTable) close() error {
-	var errs []error
-	for _, m := range t.sets {
-		if m != nil {
-			errs = append(errs, m.Close())
-		}
-	}
-	return errors.Join(errs...)
-}
+func (t *hashTable) close() error { return t.set.close() }

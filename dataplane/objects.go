@@ -41,6 +41,7 @@ type sizes struct {
 	places int // interfaces, and as many free ones, so that most have the first place they look for
 	shards int // copies of the rare counters
 	ring   int // bytes
+	drops  int // entries of each set of drops; 0: not traced
 }
 
 // sizeFor picks the partition size for the machine: counters first, then the
@@ -56,6 +57,12 @@ func sizeFor(o *Options, cpus int) sizes {
 	for s.places > 16 && s.counters() > o.MaxMemory/8 {
 		s.places /= 2
 	}
+	if o.Drops {
+		s.drops = dropEntries
+	}
+	for s.drops > 64 && s.dropSets() > o.MaxMemory/8 {
+		s.drops /= 2
+	}
 	s.slots = ceilPow2(max(o.Slots/cpus, min(o.Slots, leastSlots), bucketSize))
 	for s.slots > bucketSize && s.total() > o.MaxMemory {
 		s.slots /= 2
@@ -66,7 +73,15 @@ func sizeFor(o *Options, cpus int) sizes {
 func (s sizes) counters() int { return s.places * (s.cpus*placeBytes + s.shards*hooks*rareBytes) }
 
 func (s sizes) total() int {
-	return s.cpus*s.slots*(slotBytes+coldBytes) + s.counters() + s.ring + fragBytes
+	return s.cpus*s.slots*(slotBytes+coldBytes) + s.counters() + s.ring + fragBytes + s.dropSets()
+}
+
+// dropSets is the size of both sets of drops and of both of their overflow.
+func (s sizes) dropSets() int {
+	if s.drops == 0 {
+		return 0
+	}
+	return 2 * (s.drops + overflowEntries) * dropBytes
 }
 
 // hashEntries is the size of each of the fallback's two sets, in the same memory.
@@ -97,6 +112,7 @@ type objects struct {
 	spec    *ebpf.CollectionSpec
 	xdp     *ebpf.CollectionSpec // nil: off
 	maps    map[string]*ebpf.Map
+	first   *programs // of no namespace: they prove that programs load, and read the clock
 }
 
 // loadObjects creates the maps and proves that the programs load. The slot table
@@ -153,11 +169,10 @@ func loadBackend(backend Backend, size sizes, xdp bool) (*objects, error) {
 			return nil, errors.Join(fmt.Errorf("read the xdp object: %w", err), o.close())
 		}
 	}
-	p, err := o.programs(0, false)
-	if err != nil {
+	if o.first, err = o.programs(0, false); err != nil {
 		return nil, errors.Join(err, o.close())
 	}
-	return o, p.close()
+	return o, nil
 }
 
 func (o *objects) configure() {
@@ -249,10 +264,6 @@ func (o *objects) load(spec *ebpf.CollectionSpec, netns uint32) (map[string]*ebp
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
 	if err != nil {
-		var v *ebpf.VerifierError
-		if errors.As(err, &v) {
-			return nil, fmt.Errorf("load programs: the verifier refused: %+v", v)
-		}
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
 	progs := map[string]*ebpf.Program{}
@@ -279,6 +290,9 @@ func (o *objects) close() error {
 		errs = append(errs, m.Close())
 	}
 	o.maps = nil
+	if o.first != nil {
+		errs = append(errs, o.first.close())
+	}
 	return errors.Join(errs...)
 }
 

@@ -43,6 +43,10 @@ type Options struct {
 	// Status says so. 0: 2048, lowered on machines with many CPUs.
 	MaxInterfaces int
 
+	// Drops traces the packets that the kernel throws away, in all namespaces, and
+	// reads the drop counters of watched devices. Off: false.
+	Drops bool
+
 	// Backend forces a flow table: BackendAuto, BackendSlots, BackendHash.
 	Backend Backend
 

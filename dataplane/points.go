@@ -35,10 +35,12 @@ type pointTable struct {
 type point struct {
 	id       uint16
 	at       flows.Point
-	hop      flows.Hop // guarded by pointTable.mu, as is what follows
+	domain   *atomic.Uint64 // of its namespace; nil: the namespace alone
+	hop      flows.Hop      // guarded by pointTable.mu, as is what follows
 	err      string
 	attached bool
-	leaving  int // drains begun since it was detached, plus one; 0: live
+	leaving  int  // drains begun since it was detached, plus one; 0: live
+	gone     bool // its last account was made
 
 	base   flows.PointAccount // what the counters held when the place was given out
 	before flows.Count
@@ -78,9 +80,12 @@ var errNoPlace = errors.New("no place for a further interface: raise dataplane.m
 
 // add gives an interface a place and a point for each hook. The caller attaches
 // programs when it returns.
-func (t *pointTable) add(netns uint32, l2Len uint8, at flows.Point, hop flows.Hop, on []flows.Hook) ([]*point, error) {
+func (t *pointTable) add(netns uint32, l2Len uint8, at flows.Point, hop flows.Hop, domain *atomic.Uint64, on []flows.Hook) ([]*point, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if points := t.revive(netns, l2Len, at, hop, on); points != nil {
+		return points, nil
+	}
 	place := 0
 	for i := range maxProbes {
 		c := int(firstPlace(netns)+at.Ifindex+uint32(i)) & (t.size.places - 1)
@@ -97,7 +102,7 @@ func (t *pointTable) add(netns uint32, l2Len uint8, at flows.Point, hop flows.Ho
 	var points []*point
 	for _, h := range on {
 		at.Hook = h
-		p := &point{id: uint16(place*hooks + int(h)), at: at, hop: hop}
+		p := &point{id: uint16(place*hooks + int(h)), at: at, hop: hop, domain: domain}
 		p.base = t.read(p.id)
 		t.byID[p.id].Store(p)
 		t.byAt[at] = p
@@ -105,6 +110,25 @@ func (t *pointTable) add(netns uint32, l2Len uint8, at flows.Point, hop flows.Ho
 	}
 	t.identify(place, at.Ifindex, netns, l2Len)
 	return points, nil
+}
+
+// revive goes on with the points of an interface that is back before their last
+// account: a second account of the same point beside it could not add up.
+func (t *pointTable) revive(netns uint32, l2Len uint8, at flows.Point, hop flows.Hop, on []flows.Hook) []*point {
+	var points []*point
+	for _, h := range on {
+		at.Hook = h
+		p := t.byAt[at]
+		if p == nil || p.leaving == 0 || p.gone {
+			return nil
+		}
+		points = append(points, p)
+	}
+	for _, p := range points {
+		p.hop, p.err, p.leaving = hop, "", 0
+	}
+	t.identify(int(points[0].id)/hooks, at.Ifindex, netns, l2Len)
+	return points
 }
 
 // identify writes whose place it is, for every CPU; ifindex 0: nobody's.
@@ -152,14 +176,19 @@ func (t *pointTable) hop(at flows.Point) (flows.Hop, bool) {
 	return flows.Hop{}, false
 }
 
-// at is the point with a number that the kernel put into a key.
-func (t *pointTable) at(id uint16) flows.Point {
-	if int(id) < len(t.byID) {
-		if p := t.byID[id].Load(); p != nil {
-			return p.at
+// place fills where a sample was seen, from the number that the kernel put into
+// its key.
+func (t *pointTable) place(s *flows.Sample, id uint16) {
+	s.At, s.Domain = flows.Point{}, 0
+	if int(id) >= len(t.byID) {
+		return
+	}
+	if p := t.byID[id].Load(); p != nil {
+		s.At = p.at
+		if p.domain != nil {
+			s.Domain = p.domain.Load()
 		}
 	}
-	return flows.Point{}
 }
 
 // read is what the kernel counted under a number since the maps were made.
@@ -231,7 +260,8 @@ func (a *drainAccount) end() []flows.PointAccount {
 		for r := range acct.Skipped {
 			acct.Skipped[r] = minus(acct.Skipped[r], p.base.Skipped[r])
 		}
-		acct.Gone = a.last || p.leaving >= goneAfter
+		p.gone = p.leaving >= goneAfter
+		acct.Gone = a.last || p.gone
 		if int(p.id) < hooks && acct.After == (flows.Count{}) {
 			continue
 		}
@@ -245,7 +275,7 @@ func (t *pointTable) forget(a *drainAccount) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, p := range a.points {
-		if p.leaving < goneAfter {
+		if !p.gone {
 			continue
 		}
 		t.byID[p.id].Store(nil)

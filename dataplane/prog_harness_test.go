@@ -70,7 +70,7 @@ func newHarness(t *testing.T, o Options, l2Len uint8) *harness {
 		t.Fatal(err)
 	}
 	on := []flows.Hook{flows.HookIngress, flows.HookEgress, flows.HookXDP}
-	points, err := d.points.add(1, l2Len, flows.Point{Netns: 7, Ifindex: 1}, flows.Hop{Interface: "lo"}, on)
+	points, err := d.points.add(1, l2Len, flows.Point{Netns: 7, Ifindex: 1}, flows.Hop{Interface: "lo"}, nil, on)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -157,7 +157,8 @@ func (ref *reference) ipv6(b []byte) place {
 
 func transport(src, dst netip.Addr, proto uint8, b []byte) place {
 	k := flows.Key{Src: netip.AddrPortFrom(src, 0), Dst: netip.AddrPortFrom(dst, 0), Proto: proto}
-	need, icmp := 0, false
+	var need int
+	icmp := false
 	switch proto {
 	case 6:
 		need = 20

@@ -180,10 +180,14 @@ func (t *slotTable) emit(e *emitter, key *bpf.FlowFlowKey, k, base *known, last 
 	decodeCold(s, cold)
 }
 
-// drainEvicted reads the ring until it is empty.
+// evictedStride is a record in the ring with the ring's own header.
+const evictedStride = int(unsafe.Sizeof(bpf.FlowFlowEvicted{})) + 8
+
+// drainEvicted reads the ring until it is empty, or until all that was in it when
+// it began is read: under a flood there may never be a moment without any.
 func (t *slotTable) drainEvicted(e *emitter) error {
 	t.ring.SetDeadline(time.Unix(1, 0)) // never block
-	for {
+	for left := t.ring.BufferSize(); t.waiting || left > 0; {
 		if !t.waiting {
 			err := t.ring.ReadInto(&t.rec)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -195,6 +199,7 @@ func (t *slotTable) drainEvicted(e *emitter) error {
 			if err != nil {
 				return fmt.Errorf("read the eviction ring: %w", err)
 			}
+			left -= evictedStride
 		}
 		t.waiting = false
 		if len(t.rec.RawSample) < int(unsafe.Sizeof(bpf.FlowFlowEvicted{})) {
@@ -203,6 +208,7 @@ func (t *slotTable) drainEvicted(e *emitter) error {
 		t.evictions++
 		t.evict(e, (*bpf.FlowFlowEvicted)(unsafe.Pointer(&t.rec.RawSample[0])))
 	}
+	return nil
 }
 
 // evict emits what a flow gained between the last read of its slot and its end.

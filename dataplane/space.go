@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -18,18 +19,19 @@ import (
 // space is one watched network namespace: its programs, its devices and the
 // netlink subscription that follows them. Fields are guarded by spaces.mu.
 type space struct {
-	all        *spaces
-	name       string // path; empty: the agent's own
-	fd         int
-	ino        inode
-	cookie     uint64
-	number     uint32 // flow_config.netns of its programs
-	handle     *netlink.Handle
-	progs      *programs
-	devices    map[int]*device // by ifindex; as many as the namespace has
-	madeClsact map[int]bool
-	done       chan struct{} // closed: stop watching
-	closed     bool
+	all     *spaces
+	name    string // path; empty: the agent's own
+	fd      int
+	ino     inode
+	cookie  uint64
+	number  uint32         // flow_config.netns of its programs
+	domain  atomic.Uint64  // see domains.go; read by the drain without the lock
+	peers   map[int]uint64 // cookies by the number that this namespace has for others; as many as there are
+	handle  *netlink.Handle
+	progs   *programs
+	devices map[int]*device // by ifindex; as many as the namespace has
+	done    chan struct{}   // closed: stop watching
+	closed  bool
 }
 
 // device is a link of the namespace, watched or not.
@@ -37,6 +39,8 @@ type device struct {
 	index  int
 	name   string
 	l2Len  uint8
+	alone  bool     // what it carries stays in the namespace
+	far    uint64   // cookie of the watched namespace at a veth pair's far end; 0: none
 	points []*point // watched on these, else empty
 	hooks  []io.Closer
 }
@@ -44,15 +48,16 @@ type device struct {
 func newSpace(a *spaces, name string, fd int, cookie uint64, number uint32) (*space, error) {
 	s := &space{
 		all: a, name: name, fd: fd, cookie: cookie, number: number, devices: map[int]*device{},
-		madeClsact: map[int]bool{}, done: make(chan struct{}),
+		peers: map[int]uint64{}, done: make(chan struct{}),
 	}
+	s.domain.Store(cookie)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("identify network namespace: %w", err)
 	}
-	s.ino = inode{uint64(st.Dev), st.Ino}
+	s.ino = inode{st.Dev, st.Ino}
 	var err error
-	if s.handle, err = netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE); err != nil {
+	if s.handle, err = a.netlinkIn(fd); err != nil {
 		return nil, fmt.Errorf("open netlink in network namespace %q: %w", name, err)
 	}
 	if s.progs, err = a.d.objs.programs(number, a.d.objs.xdp != nil); err != nil {
@@ -68,15 +73,35 @@ func newSpace(a *spaces, name string, fd int, cookie uint64, number uint32) (*sp
 	return s, nil
 }
 
+// toEnter is the namespace that a netlink socket is to be made in; nil for the
+// agent's own, since even entering that takes CAP_SYS_ADMIN.
+func (a *spaces) toEnter(fd int) *netns.NsHandle {
+	if fd == a.own {
+		return nil
+	}
+	return new(netns.NsHandle(fd))
+}
+
+func (a *spaces) netlinkIn(fd int) (*netlink.Handle, error) {
+	if ns := a.toEnter(fd); ns != nil {
+		return netlink.NewHandleAt(*ns, unix.NETLINK_ROUTE)
+	}
+	return netlink.NewHandle(unix.NETLINK_ROUTE)
+}
+
 // watch follows link events until done; an overrun of the socket is answered by
-// a new subscription and a full dump.
+// a new subscription and a full dump. The descriptor of another namespace is
+// its own to close: while it lives, it may enter it.
 func (s *space) watch() {
+	if s.fd != s.all.own {
+		defer unix.Close(s.fd)
+	}
 	for {
 		events := make(chan netlink.LinkUpdate, 256)
 		stop := make(chan struct{})
 		var failed error
 		err := netlink.LinkSubscribeWithOptions(events, stop, netlink.LinkSubscribeOptions{
-			Namespace: new(netns.NsHandle(s.fd)), ReceiveBufferSize: 4 << 20,
+			Namespace: s.all.toEnter(s.fd), ReceiveBufferSize: 4 << 20,
 			ErrorCallback: func(err error) { failed = err },
 		})
 		if err != nil {
@@ -173,6 +198,8 @@ func (s *space) seen(l netlink.Link) error {
 	if attrs.EncapType == "ether" || attrs.EncapType == "loopback" {
 		dev.l2Len = 14
 	}
+	dev.alone = attrs.EncapType == "loopback"
+	s.link(dev, l)
 	return s.settle(dev)
 }
 
@@ -204,7 +231,11 @@ func (s *space) reconcile() error {
 func (s *space) attach(dev *device) error {
 	at := flows.Point{Netns: s.cookie, Ifindex: uint32(dev.index)}
 	hop := flows.Hop{Interface: dev.name, Netns: s.name}
-	points, err := s.all.d.points.add(s.number, dev.l2Len, at, hop, s.all.hooksOf())
+	domain := &s.domain
+	if dev.alone {
+		domain = nil
+	}
+	points, err := s.all.d.points.add(s.number, dev.l2Len, at, hop, domain, s.all.hooksOf())
 	if errors.Is(err, errNoPlace) {
 		s.all.d.turnOff(Capability{Name: "further interfaces", Needs: "a larger dataplane.max_interfaces", Err: err.Error()})
 		return nil
@@ -275,7 +306,6 @@ func (s *space) gone(index int) error {
 		return nil
 	}
 	delete(s.devices, index)
-	delete(s.madeClsact, index)
 	return s.detach(dev)
 }
 
@@ -287,18 +317,14 @@ func (s *space) detachAll() error {
 	return errors.Join(errs...)
 }
 
-// close ends the watching; the descriptor of another namespace lets it go.
+// close ends the watching.
 func (s *space) close() error {
 	if s.closed {
 		return nil
 	}
 	s.closed = true
 	close(s.done)
-	err := s.closeKernel()
-	if s.name != "" {
-		err = errors.Join(err, unix.Close(s.fd))
-	}
-	return err
+	return s.closeKernel()
 }
 
 func (s *space) closeKernel() error {

@@ -84,12 +84,7 @@ func chooseHooks(d *Dataplane) (Hooks, error) {
 // haveTCX asks for an attachment to a device that cannot exist: a kernel with tcx
 // answers ENODEV.
 func haveTCX(d *Dataplane) error {
-	p, err := d.objs.programs(0, false)
-	if err != nil {
-		return err
-	}
-	defer p.close()
-	l, err := link.AttachTCX(link.TCXOptions{Interface: 1<<31 - 1, Program: p.ingress, Attach: ebpf.AttachTCXIngress})
+	l, err := link.AttachTCX(link.TCXOptions{Interface: 1<<31 - 1, Program: d.objs.first.ingress, Attach: ebpf.AttachTCXIngress})
 	if err == nil {
 		return l.Close()
 	}
@@ -160,6 +155,7 @@ func (a *spaces) openSpace(name string, fd int) (*space, error) {
 		return nil, err
 	}
 	a.byCookie[cookie] = s
+	a.joinDomains()
 	a.wg.Go(s.watch)
 	return s, nil
 }
@@ -216,16 +212,22 @@ func (a *spaces) drop(s *space) {
 func (a *spaces) follow() {
 	tick := time.NewTicker(rescanEvery)
 	defer tick.Stop()
+	var measure bool
 	for {
 		select {
 		case <-a.stop:
 			return
 		case <-tick.C:
+			measure = a.d.opts.Drops
 		case <-a.rescan:
+			measure = false
 		}
 		a.mu.Lock()
 		if !a.detached {
 			a.findNew()
+			if measure {
+				a.readDeviceDrops()
+			}
 		}
 		a.mu.Unlock()
 	}
@@ -257,6 +259,9 @@ func (a *spaces) reload(interfaces, exclude []string) error {
 func (a *spaces) detachAll() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.d.opts.Drops {
+		a.readDeviceDrops() // the last word of devices that are still watched
+	}
 	a.detached = true
 	var errs []error
 	for _, s := range a.byCookie {

@@ -66,12 +66,11 @@ type DrainStatus struct {
 	Last      time.Duration // wall time of the last drain
 }
 
-// statsWindow is how long Status lets the kernel time the programs.
+// statsWindow is how long Costs lets the kernel time the programs.
 const statsWindow = 200 * time.Millisecond
 
-// Status reads what is attached, what it holds and what it costs. It has the
-// kernel time every program for 200 ms, which slows each run by some 20 ns
-// meanwhile, and blocks for as long.
+// Status reads what is attached and what it holds. Programs have no cost here
+// unless somebody has the kernel time them: see [Dataplane.Costs].
 func (d *Dataplane) Status() Status {
 	s := Status{
 		Backend: d.objs.backend, Hooks: d.spaces.hooks, CPUs: d.objs.size.cpus, Slots: d.objs.size.slots,
@@ -80,11 +79,14 @@ func (d *Dataplane) Status() Status {
 	if d.objs.backend == BackendHash {
 		s.Slots = d.objs.size.hashEntries()
 	}
+	if d.drops != nil {
+		s.Memory = append(s.Memory, d.drops.memory())
+	}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
 		s.Kernel = unix.ByteSliceToString(u.Release[:])
 	}
-	s.Programs = d.measurePrograms()
+	s.Programs = d.spaces.programs()
 	d.offMu.Lock()
 	for _, c := range d.off {
 		s.Off = append(s.Off, c)
@@ -94,8 +96,9 @@ func (d *Dataplane) Status() Status {
 	return s
 }
 
-// measurePrograms takes the difference of two readings of the run statistics.
-func (d *Dataplane) measurePrograms() []ProgramStatus {
+// Costs has the kernel time every program for 200 ms, which slows each run by some
+// 20 ns meanwhile, and blocks for as long. It returns what ran in that time.
+func (d *Dataplane) Costs() []ProgramStatus {
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
 		d.turnOff(Capability{Name: "program cost", Needs: "run-time statistics (Linux 5.8, CAP_SYS_ADMIN)", Err: err.Error()})
@@ -130,18 +133,26 @@ func (a *spaces) programs() []ProgramStatus {
 			if p.prog == nil {
 				continue
 			}
-			ps := ProgramStatus{Name: p.name, Netns: s.name}
-			if st, err := p.prog.Stats(); err == nil {
-				ps.Runs, ps.Nanos = st.RunCount, uint64(st.Runtime)
-			}
-			if info, err := p.prog.Info(); err == nil {
-				if n, ok := info.VerifiedInstructions(); ok {
-					ps.Instrs = int(n)
-				}
-			}
-			out = append(out, ps)
+			out = append(out, programStatus(p.name, s.name, p.prog))
 		}
+	}
+	if a.d.drops != nil {
+		out = append(out, a.d.drops.status())
 	}
 	slices.SortFunc(out, func(a, b ProgramStatus) int { return strings.Compare(a.Netns+a.Name, b.Netns+b.Name) })
 	return out
+}
+
+// programStatus reads the kernel's counters of a program.
+func programStatus(name, netns string, prog *ebpf.Program) ProgramStatus {
+	ps := ProgramStatus{Name: name, Netns: netns}
+	if st, err := prog.Stats(); err == nil {
+		ps.Runs, ps.Nanos = st.RunCount, uint64(st.Runtime)
+	}
+	if info, err := prog.Info(); err == nil {
+		if n, ok := info.VerifiedInstructions(); ok {
+			ps.Instrs = int(n)
+		}
+	}
+	return ps
 }

@@ -35,18 +35,23 @@ func newTable(d *Dataplane) (table, error) {
 	return newSlotTable(d)
 }
 
-// decode fills the parts of s that the key and the tag hold.
-func decode(s *flows.Sample, k *bpf.FlowFlowKey, vlan uint32, points *pointTable) {
+// keyOf is the 5-tuple in a key.
+func keyOf(k *bpf.FlowFlowKey) flows.Key {
 	var src, dst netip.Addr
 	if k.Kind&uint8(bpf.FlowWeftKindWEFT_KIND_IPV4) != 0 {
 		src, dst = netip.AddrFrom4([4]byte(k.Src[12:])), netip.AddrFrom4([4]byte(k.Dst[12:]))
 	} else {
 		src, dst = netip.AddrFrom16(k.Src), netip.AddrFrom16(k.Dst)
 	}
-	s.Key = flows.Key{
+	return flows.Key{
 		Src: netip.AddrPortFrom(src, swap16(k.Sport)), Dst: netip.AddrPortFrom(dst, swap16(k.Dport)), Proto: k.Proto,
 	}
-	s.At = points.at(k.Point)
+}
+
+// decode fills the parts of s that the key and the tag hold.
+func decode(s *flows.Sample, k *bpf.FlowFlowKey, vlan uint32, points *pointTable) {
+	s.Key = keyOf(k)
+	points.place(s, k.Point)
 	s.VLAN = flows.VLAN{Outer: uint16(vlan & 0xfff), Inner: uint16(vlan >> 12 & 0xfff)}
 	s.Fragment = k.Kind&uint8(bpf.FlowWeftKindWEFT_KIND_FRAGMENT) != 0
 }

@@ -54,7 +54,7 @@ type Batch struct {
 	At    time.Time // wall clock of the drain
 	Flows []Sample
 	Final bool
-	Drops []DropSample // only in the final batch of a drain
+	Drops []DropSample // only in the final batch of a drain; one or more of a flow
 	Seen  Account      // only in the final batch of a drain
 }
 

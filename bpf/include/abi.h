@@ -185,4 +185,62 @@ struct frag_ports {
 	__u8 pad[3];
 };
 
+/* Which of the two current sets of drops. */
+enum weft_drop {
+	WEFT_DROP_FLOWS = 0,
+	WEFT_DROP_OVERFLOW = 1,
+	WEFT_DROP_SETS = 2,
+};
+
+/* drop_key.key.kind, beside those of enum weft_kind */
+enum weft_drop_kind {
+	WEFT_KIND_OVERFLOW = 4, /* drops of any flows: the set had no room */
+};
+
+struct drop_key {
+	struct flow_key key; /* point: the CPU; addresses only of IP packets */
+	__u64 netns;	     /* cookie; 0: not known */
+	__u64 location;	     /* return address in the function that dropped it */
+	__u32 ifindex;	     /* where it was; if no longer known, where it came in; 0: neither */
+	__u32 reason;	     /* enum skb_drop_reason of the running kernel */
+};
+_Static_assert(sizeof(struct drop_key) == 64, "drop_key layout");
+
+/* One writer, the CPU in the key. The map's key is a digest of key: the kernel hashes
+ * and compares 64 bytes slowly.
+ */
+struct drop_count {
+	struct drop_key key;
+	__u64 packets;	/* on the wire: a GSO frame counts its segments */
+	__u64 bytes;	/* of IP packets from the IP header on, of others what was there */
+	__u64 first_ns; /* CLOCK_MONOTONIC */
+	__u64 last;	/* jiffies */
+};
+_Static_assert(sizeof(struct drop_count) == 96, "drop_count layout");
+
+/* Packets, per CPU, cumulative. seen = in a set of flows + overflowed; lost is a part
+ * of overflowed.
+ */
+struct drop_seen {
+	__u64 seen;
+	__u64 overflowed;
+	__u64 lost;
+	__u64 pad;
+};
+_Static_assert(sizeof(struct drop_seen) == 32, "drop_seen layout");
+
+/* Set once before load. */
+struct drop_config {
+	__u64 hash_key[8];  /* random: digests are not guessable from outside */
+	__u32 tells_socket; /* the tracepoint's fourth argument is the socket (6.11) */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct drop_config) == 72, "drop_config layout");
+
+struct symbol {
+	__u64 address; /* written by user space */
+	char name[120];
+};
+_Static_assert(sizeof(struct symbol) == 128, "symbol layout");
+
 #endif

@@ -108,6 +108,23 @@ static __always_inline __u32 repeated_headers(frame_t *ctx, const struct packet 
 	return off;
 }
 
+#define JUMBO_OPTION 0xc2
+#define JUMBO_LEN    8
+
+/* A GSO frame over 64 KiB carries its length in a hop-by-hop header that the kernel
+ * takes out when it cuts the frame: it is never on the wire.
+ */
+static __always_inline __u32 jumbo_header(frame_t *ctx, __u32 off)
+{
+	struct ipv6hdr buf, *ip = header(ctx, off, &buf, sizeof(buf), EITHER);
+	__u8 obuf[4], *opt;
+
+	if (!ip || ip->payload_len || ip->nexthdr != IPPROTO_HOPOPTS)
+		return 0;
+	opt = header(ctx, off + sizeof(buf), obuf, sizeof(obuf), EITHER);
+	return opt && !opt[1] && opt[2] == JUMBO_OPTION ? JUMBO_LEN : 0;
+}
+
 /* The wire packets of a GSO frame, and its bytes in p. Never 0. */
 __noinline __u32 count_gso(frame_t *ctx, struct packet *p)
 {
@@ -116,6 +133,11 @@ __noinline __u32 count_gso(frame_t *ctx, struct packet *p)
 	if (!p)
 		return 1;
 	head = p->l4 ? repeated_headers(ctx, p) : 0;
+	if (p->l3 && jumbo_header(ctx, p->l3)) {
+		head -= JUMBO_LEN;
+		len -= JUMBO_LEN;
+		p->bytes -= JUMBO_LEN;
+	}
 	if (unlikely(!segs)) { /* from outside the kernel: count the segments ourselves */
 		if (!size || head >= len || size == GSO_BY_FRAGS)
 			return 1;

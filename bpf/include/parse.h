@@ -49,6 +49,7 @@ struct packet {
 	__u32 packets; /* on the wire */
 	__u32 gso_bytes;
 	__u16 point; /* in: where it was seen */
+	__u16 l3;    /* offset of an IPv6 header; else 0 */
 	__u16 l4;    /* offset of the transport header */
 	__u8 l2_len; /* in: length of the link header */
 	__u8 flags;  /* TCP */
@@ -265,6 +266,7 @@ static __always_inline int parse_ipv6(frame_t *ctx, struct packet *p, __u32 off,
 		return WEFT_SKIP_TRUNCATED;
 	if (unlikely(ip->version != 6))
 		return WEFT_SKIP_MALFORMED;
+	p->l3 = off;
 	__builtin_memcpy(&p->key, &ip->saddr, 32);
 	p->dscp = (bpf_ntohs(*(__be16 *)ip) >> 6) & 0x3f;
 	p->ttl = ip->hop_limit;

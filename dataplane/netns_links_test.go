@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/flows"
+)
+
+// nsMarked is a frame of an ethertype for experiments, which nothing else sends:
+// it counts as skipped, not_ip_other.
+var nsMarked = frame(eth(0x88b5), make([]byte, 46))
+
+// marked is how many of those a point counted until now; -1: it is not watched.
+func (a *nsAgent) marked(in *nsSpace, name string, hook flows.Hook) int {
+	p := a.live(in, name, hook)
+	if p == nil {
+		return -1
+	}
+	return int(a.d.points.read(p.id).Skipped[flows.SkipEthertype].Packets - p.base.Skipped[flows.SkipEthertype].Packets)
+}
+
+// sendMarked sends n marked frames and checks that exactly those arrive at a point.
+func (a *nsAgent) sendMarked(r *nsRaw, n int, in *nsSpace, name string, hook flows.Hook) {
+	a.t.Helper()
+	before := a.marked(in, name, hook)
+	for range n {
+		if err := r.send(nsMarked); err != nil {
+			a.t.Fatal(err)
+		}
+	}
+	nsUntil(a.t, fmt.Sprintf("%d frames are counted at %s %s", n, name, hook), func() bool {
+		return a.marked(in, name, hook)-before >= n
+	})
+	if got := a.marked(in, name, hook) - before; got != n {
+		a.t.Errorf("%s %s: %d of %d frames counted", name, hook, got, n)
+	}
+}
+
+func TestNewDeviceIsWatchedAtOnce(t *testing.T) {
+	const trials = 20
+	for _, hooks := range nsHooks(t) {
+		t.Run(string(hooks), func(t *testing.T) {
+			host, pod := nsHost(t), nsNew(t, "pod")
+			a := nsStart(t, Options{Hooks: hooks})
+			var in, out []time.Duration
+			missed := 0
+			for i := range trials {
+				name, peer := fmt.Sprintf("n%d", i), fmt.Sprintf("p%d", i)
+				host.veth(name, pod, peer, 1500)
+				pod.up(peer)
+				fromHost, fromPod := host.raw(name), pod.raw(peer)
+				host.up(name)
+				up := time.Now()
+				for hooked := 0; hooked < 2; {
+					for _, dir := range []struct {
+						r     *nsRaw
+						hook  flows.Hook
+						first *[]time.Duration
+					}{{fromPod, flows.HookIngress, &in}, {fromHost, flows.HookEgress, &out}} {
+						sent := time.Since(up)
+						if err := dir.r.send(nsMarked); err != nil {
+							t.Fatal(err)
+						}
+						if len(*dir.first) > i {
+							continue
+						}
+						if a.marked(host, name, dir.hook) > 0 {
+							*dir.first = append(*dir.first, sent)
+							hooked++
+						} else {
+							missed++
+						}
+					}
+					if time.Since(up) > 2*time.Second {
+						t.Fatalf("%s: not watched within 2 s of being up", name)
+					}
+				}
+				host.settle(name)
+				a.sendMarked(fromPod, 50, host, name, flows.HookIngress)
+				a.sendMarked(fromHost, 50, host, name, flows.HookEgress)
+			}
+			t.Logf("from up to the first packet counted: ingress %s, egress %s; %d packets before that", nsSpread(in), nsSpread(out), missed)
+		})
+	}
+}
+
+// nsSpread describes times.
+func nsSpread(d []time.Duration) string {
+	slices.Sort(d)
+	at := func(p int) time.Duration { return d[(len(d)-1)*p/100].Round(10 * time.Microsecond) }
+	return fmt.Sprintf("min %s median %s p90 %s max %s", at(0), at(50), at(90), at(100))
+}
+
+func TestManyNewDevicesAreAllWatched(t *testing.T) {
+	const count = 30
+	host, pod := nsHost(t), nsNew(t, "pod")
+	a := nsStart(t, Options{})
+	began := time.Now()
+	for i := range count {
+		host.veth(fmt.Sprintf("n%d", i), pod, fmt.Sprintf("p%d", i), 1500)
+	}
+	made := time.Since(began)
+	for i := range count {
+		a.await(host, fmt.Sprintf("n%d", i))
+	}
+	t.Logf("%d pairs made in %s, all watched after %s", count, made.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
+}
+
+func TestRenamedDeviceKeepsItsPointsAndCounts(t *testing.T) {
+	host, pod := nsHost(t), nsNew(t, "pod")
+	a := nsStart(t, Options{})
+	host.veth("old0", pod, "eth0", 1500)
+	a.await(host, "old0")
+	pod.up("eth0")
+	fromPod := pod.raw("eth0")
+	host.up("old0")
+	host.carry("old0")
+	pod.carry("eth0")
+	a.sendMarked(fromPod, 10, host, "old0", flows.HookIngress)
+	at := a.live(host, "old0", flows.HookIngress).at
+	l := host.link("old0")
+	if err := host.h.LinkSetDown(l); err != nil {
+		t.Fatal(err)
+	}
+	if err := host.h.LinkSetName(l, "new0"); err != nil {
+		t.Fatal(err)
+	}
+	nsUntil(t, "the hop has the new name", func() bool {
+		hop, ok := a.d.Hop(at)
+		return ok && hop.Interface == "new0"
+	})
+	host.up("new0")
+	host.carry("new0")
+	pod.carry("eth0")
+	a.expect(host, "new0", false)
+	a.sendMarked(fromPod, 10, host, "new0", flows.HookIngress)
+	if p := a.live(host, "new0", flows.HookIngress); p.at != at {
+		t.Errorf("point: got %+v, want %+v as before", p.at, at)
+	}
+	if got := a.marked(host, "new0", flows.HookIngress); got != 20 {
+		t.Errorf("frames before and after the new name: got %d, want 20", got)
+	}
+	host.settle("new0")
+	a.stop()
+	if hop := a.last(host, "new0", flows.HookIngress).Hop; hop.Interface != "new0" {
+		t.Errorf("name in the last account: got %q, want new0", hop.Interface)
+	}
+	if err := host.h.LinkDel(host.link("new0")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRenameIntoAndOutOfThePatterns(t *testing.T) {
+	host, pod := nsHost(t), nsNew(t, "pod")
+	a := nsStart(t, Options{Interfaces: []string{"in*"}})
+	host.veth("out0", pod, "eth0", 1500)
+	t.Cleanup(func() { _ = pod.h.LinkDel(pod.link("eth0")) })
+	l := host.link("out0")
+	for i, name := range []string{"in0", "out1", "in1"} {
+		if err := host.h.LinkSetName(l, name); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(name, "in") {
+			a.await(host, name)
+			continue
+		}
+		nsUntil(t, fmt.Sprintf("rename %d ends the watch", i), func() bool { return a.live(host, name, flows.HookIngress) == nil })
+	}
+}
+
+func TestDeletedDeviceLeavesABalancedAccount(t *testing.T) {
+	for _, backend := range backends {
+		for _, hooks := range nsHooks(t) {
+			t.Run(string(backend)+"/"+string(hooks), func(t *testing.T) {
+				r := nsRouted(t, Options{Backend: backend, Hooks: hooks, Slots: 256, Netns: nsBoth[:1]}, 1500, false)
+				r.a.truths = nil
+				points := map[string]flows.Point{}
+				for _, hook := range []flows.Hook{flows.HookIngress, flows.HookEgress} {
+					points["w0 "+hook.String()] = r.a.at(r.host, "w0", hook)
+					points["w1 "+hook.String()] = r.a.at(r.host, "w1", hook)
+					points["client "+hook.String()] = r.a.at(r.client, "eth0", hook)
+				}
+				end := r.client.spray(nsServer4, 2000)
+				defer end()
+				nsUntil(t, "traffic flows", func() bool { return r.a.seen(r.host, "w0", flows.HookIngress).Packets > 2000 })
+				if err := r.host.h.LinkDel(r.host.link("w0")); err != nil { // and client's eth0 with it
+					t.Fatal(err)
+				}
+				end()
+				nsUntil(t, "the points of both ends are gone", func() bool {
+					r.a.mu.Lock()
+					defer r.a.mu.Unlock()
+					return r.a.accounts[points["w0 ingress"]].Gone && r.a.accounts[points["w0 egress"]].Gone &&
+						r.a.accounts[points["client egress"]].Gone
+				})
+				nsUntil(t, "the hop has no name any more", func() bool {
+					_, ok := r.a.d.Hop(points["w0 ingress"])
+					return !ok
+				})
+				if r.a.accounts[points["w1 egress"]].Gone {
+					t.Error("w1 is gone, and nobody deleted it")
+				}
+				r.a.stop()
+				if n := r.a.accounts[points["w0 ingress"]].After.Packets; n < 2000 {
+					t.Errorf("w0 ingress: got %d packets, want at least 2000", n)
+				}
+			})
+		}
+	}
+}
+
+func TestMovedDeviceIsWatchedWhereItIs(t *testing.T) {
+	for _, hooks := range nsHooks(t) {
+		t.Run(string(hooks), func(t *testing.T) {
+			host, other, pod := nsHost(t), nsNew(t, "other"), nsNew(t, "pod")
+			a := nsStart(t, Options{Hooks: hooks, Netns: []string{"other"}})
+			host.veth("m0", pod, "eth0", 1500)
+			t.Cleanup(func() { _ = pod.h.LinkDel(pod.link("eth0")) })
+			pod.up("eth0")
+			fromPod := pod.raw("eth0")
+			here, there := host, other
+			for i := range 4 {
+				a.await(here, "m0")
+				here.up("m0")
+				here.carry("m0")
+				pod.carry("eth0")
+				at := a.live(here, "m0", flows.HookIngress).at
+				a.sendMarked(fromPod, 100, here, "m0", flows.HookIngress)
+				if err := here.h.LinkSetNsFd(here.link("m0"), there.fd); err != nil {
+					t.Fatal(err)
+				}
+				nsUntil(t, fmt.Sprintf("move %d is noticed", i), func() bool {
+					hop, ok := a.d.Hop(at)
+					a.d.points.mu.Lock()
+					defer a.d.points.mu.Unlock()
+					return !ok || a.d.points.byAt[at].leaving > 0 || hop.Interface == ""
+				})
+				here, there = there, here
+			}
+			a.await(here, "m0")
+			a.stop()
+			var counted uint64
+			for _, p := range a.closed {
+				if p.Hop.Interface == "m0" && p.At.Hook == flows.HookIngress {
+					counted += p.Skipped[flows.SkipEthertype].Packets
+				}
+			}
+			if counted != 400 {
+				t.Errorf("frames in the last accounts of m0, here and there: got %d, want 400", counted)
+			}
+		})
+	}
+}
