@@ -273,7 +273,11 @@ func (a *nsAgent) live(in *nsSpace, name string, hook flows.Hook) *point {
 	if err != nil {
 		return nil
 	}
-	at := flows.Point{Netns: in.cookie(), Ifindex: uint32(l.Attrs().Index), Hook: hook}
+	return a.liveAt(flows.Point{Netns: in.cookie(), Ifindex: uint32(l.Attrs().Index), Hook: hook})
+}
+
+// liveAt is the same by numbers: it asks the kernel nothing.
+func (a *nsAgent) liveAt(at flows.Point) *point {
 	a.d.points.mu.Lock()
 	defer a.d.points.mu.Unlock()
 	if p := a.d.points.byAt[at]; p != nil && p.attached && p.leaving == 0 {

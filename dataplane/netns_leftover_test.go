@@ -52,11 +52,12 @@ func nsChild(role string) int {
 		panic("as the test wants it")
 	case "cancel": // and no Close
 		cancel()
-		<-ran
-		return 0
+		return nsSay(<-ran)
 	}
 	cancel()
-	<-ran
+	if nsSay(<-ran) != 0 {
+		return 1
+	}
 	if err := d.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -282,4 +283,13 @@ func TestQdiscThatWasThereStays(t *testing.T) {
 	if a := host.attached("w0"); len(a.filters) != 0 || !a.clsact {
 		t.Errorf("w0: got %+v, want no filter, and the qdisc that was there before", a)
 	}
+}
+
+// nsSay is the exit status for err, which it prints.
+func nsSay(err error) int {
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, err)
+	return 1
 }

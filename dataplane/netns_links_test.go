@@ -18,7 +18,10 @@ var nsMarked = frame(eth(0x88b5), make([]byte, 46))
 
 // marked is how many of those a point counted until now; -1: it is not watched.
 func (a *nsAgent) marked(in *nsSpace, name string, hook flows.Hook) int {
-	p := a.live(in, name, hook)
+	return a.markedAt(a.live(in, name, hook))
+}
+
+func (a *nsAgent) markedAt(p *point) int {
 	if p == nil {
 		return -1
 	}
@@ -42,6 +45,8 @@ func (a *nsAgent) sendMarked(r *nsRaw, n int, in *nsSpace, name string, hook flo
 	}
 }
 
+// TestNewDeviceIsWatchedAtOnce makes pairs, sets them up without a pause and sends
+// through them in both directions until both are counted.
 func TestNewDeviceIsWatchedAtOnce(t *testing.T) {
 	const trials = 20
 	for _, hooks := range nsHooks(t) {
@@ -53,35 +58,38 @@ func TestNewDeviceIsWatchedAtOnce(t *testing.T) {
 			for i := range trials {
 				name, peer := fmt.Sprintf("n%d", i), fmt.Sprintf("p%d", i)
 				host.veth(name, pod, peer, 1500)
-				pod.up(peer)
 				fromHost, fromPod := host.raw(name), pod.raw(peer)
+				pod.up(peer)
 				host.up(name)
-				up := time.Now()
-				for hooked := 0; hooked < 2; {
-					for _, dir := range []struct {
-						r     *nsRaw
-						hook  flows.Hook
-						first *[]time.Duration
-					}{{fromPod, flows.HookIngress, &in}, {fromHost, flows.HookEgress, &out}} {
-						sent := time.Since(up)
-						if err := dir.r.send(nsMarked); err != nil {
-							t.Fatal(err)
-						}
-						if len(*dir.first) > i {
-							continue
-						}
-						if a.marked(host, name, dir.hook) > 0 {
-							*dir.first = append(*dir.first, sent)
-							hooked++
-						} else {
-							missed++
-						}
+				began := time.Now()
+				ingress := flows.Point{Netns: host.cookie(), Ifindex: uint32(fromHost.to.Ifindex), Hook: flows.HookIngress}
+				egress := ingress
+				egress.Hook = flows.HookEgress
+				first := func(r *nsRaw, at flows.Point) (sent time.Duration, counted bool) {
+					sent = time.Since(began)
+					if err := r.send(nsMarked); err != nil {
+						t.Fatal(err)
 					}
-					if time.Since(up) > 2*time.Second {
+					return sent, a.markedAt(a.liveAt(at)) > 0
+				}
+				for len(in) == i || len(out) == i {
+					if sent, counted := first(fromPod, ingress); len(in) == i && counted {
+						in = append(in, sent)
+					} else if len(in) == i {
+						missed++
+					}
+					if sent, counted := first(fromHost, egress); len(out) == i && counted {
+						out = append(out, sent)
+					} else if len(out) == i {
+						missed++
+					}
+					if time.Since(began) > 2*time.Second {
 						t.Fatalf("%s: not watched within 2 s of being up", name)
 					}
+					time.Sleep(200 * time.Microsecond)
 				}
-				host.settle(name)
+				host.carry(name)
+				pod.carry(peer)
 				a.sendMarked(fromPod, 50, host, name, flows.HookIngress)
 				a.sendMarked(fromHost, 50, host, name, flows.HookEgress)
 			}

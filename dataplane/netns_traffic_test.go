@@ -172,7 +172,7 @@ func (n *nsSpace) spray(addr string, ports int) (end func()) {
 	done := n.pour(addr, ports, 1<<30, &enough)
 	return sync.OnceFunc(func() {
 		enough.Store(true)
-		<-done // with an error when the network went away
+		_ = <-done // with an error when the network went away
 	})
 }
 

@@ -38,6 +38,7 @@ type agent struct {
 	store   *exporter.Store
 	otlp    *exporter.OTLP  // nil: no endpoint
 	printer *exporter.Print // nil: no -print
+	drops   *exporter.Drops // nil: not traced
 	sinks   []flows.Sink    // those that are there of the three
 	socket  *exporter.Server
 	web     *exporter.Web // nil: listen.http is off
@@ -106,6 +107,10 @@ func (a *agent) listenHTTP() (err error) {
 		return nil
 	}
 	extra := []prometheus.Collector{newAgentCollector(a)}
+	if a.cfg.Dataplane.Drops {
+		a.drops = &exporter.Drops{Name: a.device}
+		extra = append(extra, a.drops)
+	}
 	if a.otlp != nil {
 		extra = append(extra, a.otlp)
 	}
@@ -114,6 +119,12 @@ func (a *agent) listenHTTP() (err error) {
 		Ledger: func() flows.Ledger { l, _ := a.store.Ledger(); return l },
 	})
 	return err
+}
+
+// device names a point without a hook, if it is watched.
+func (a *agent) device(at flows.Point) (flows.Hop, bool) {
+	at.Hook = flows.HookIngress
+	return a.plane.Load().Hop(at)
 }
 
 // announce says what the agent is and where it listens.
@@ -145,6 +156,9 @@ func (a *agent) work(ctx context.Context) error {
 	}()
 	err := caught("drain", func() error {
 		for b := range batches {
+			if a.drops != nil && b.Final {
+				a.drops.Add(b.Drops, b.Seen)
+			}
 			if w, done := a.table.Fold(b); done {
 				a.deliver(w)
 			}
