@@ -31,14 +31,14 @@ const (
 	SkipIPv6Extensions    // more extension headers than the parser follows
 	SkipTableFull         // no slot, and no room to evict one
 	SkipUnplaced          // from a device that the agent had already let go
-	SkipConversationLimit // user space: more live conversations than flows.table allows
+	SkipConversationLimit // user space: more live conversations than flows.conversations allows
 	SkipHopLimit          // user space: the conversation was seen at more points than a record holds
 	NumSkip
 )
 
 var skipNames = [NumSkip]string{
 	"not_ip_arp", "not_ip_llc", "not_ip_lldp", "not_ip_mpls", "not_ip_pppoe", "not_ip_other",
-	"vlan_depth", "truncated", "malformed", "ipv6_extensions", "table_full", "unplaced", "conversation_limit",
+	"vlan_depth", "truncated", "malformed", "ipv6_extensions", "table_full", "unplaced", "conversation_limit", "hop_limit",
 }
 
 // String is the reason's name in the ledger.

@@ -62,6 +62,7 @@ var notLosses = map[string]DropClass{
 	"TCP_OFO_DROP":     DropNoise,
 	"TCP_OLD_ACK":      DropNoise,
 	"TCP_OLD_SEQUENCE": DropNoise,
+	"TCP_RFC7323_PAWS": DropNoise, // a late copy, by its timestamp
 	"DUP_FRAG":         DropNoise,
 
 	// The packet has done its work: it ended the connection, or came after its end.

@@ -182,8 +182,9 @@ func ledgerDocument(l *flows.Ledger) any {
 			lost = map[string]uint64{}
 		}
 		doc.Sinks = append(doc.Sinks, sink{a.Name, a.Offered, a.Acknowledged, a.Waiting, lost})
-		// One record goes to every sink; the account of all is that of the sink furthest behind.
-		if i == 0 || a.Acknowledged < doc.Records.Acknowledged {
+		// A record goes to every sink that takes any: not to OTLP for metrics alone. The
+		// account of all is that of the sink furthest behind.
+		if i == 0 || a.Offered == l.Made && a.Acknowledged < doc.Records.Acknowledged {
 			doc.Records = records{l.Made, a.Acknowledged, a.Waiting, lost}
 		}
 	}

@@ -16,8 +16,12 @@ while read -r m; do insmod "/lib/modules/$m"; done </etc/modules
 ip link set lo up
 echo "### booted after $(cut -d' ' -f1 /proc/uptime) s"
 worst=0
+# Left out, since they count what an emulated machine does on its own while they look:
+# backlogs that overflow, segments that come too late for PAWS, neighbour discovery
+# between two readings. They run on the host.
+left_out='TestThrashingTableConserves|TestHealthyTrafficLosesNothing|TestVLANDevicesConserve|TestMergedFramesCountAsTheyCame|TestFloodOfFlows'
 for t in /*.test; do
-	cd / && "$t" -test.v -test.timeout 180s || worst=1
+	cd / && "$t" -test.v -test.short -test.skip "$left_out" -test.timeout 330s || worst=1
 	echo "### $t done after $(cut -d' ' -f1 /proc/uptime) s"
 done
 ip link add wire0 type veth peer name wire1

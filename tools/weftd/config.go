@@ -130,7 +130,11 @@ func (c *Config) settle() mistakes {
 	c.OTLP.Version = ownVersion()
 	var bad mistakes
 	for _, err := range flatten(c.OTLP.Check()) {
-		name, _, _ := strings.Cut(err.Error(), "=") // each begins with its key or variable
+		// Each begins with its key or variable, then = and the value, or : without it.
+		name := err.Error()
+		if end := strings.IndexAny(name, "=:"); end >= 0 {
+			name = name[:end]
+		}
 		bad = append(bad, mistake{c.Set[name], err.Error()})
 	}
 	if c.Table.IdleTimeout < c.Dataplane.Interval {
