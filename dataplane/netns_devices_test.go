@@ -56,72 +56,70 @@ func TestTimesLieWithinTheTraffic(t *testing.T) {
 
 // TestTunDeviceHasNoLinkHeader sends and receives bare IP packets.
 func TestTunDeviceHasNoLinkHeader(t *testing.T) {
-	for _, hooks := range nsHooks(t) {
-		for _, backend := range backends {
-			t.Run(string(hooks)+"/"+string(backend), func(t *testing.T) {
-				host := nsHost(t)
-				a := nsStart(t, Options{Hooks: hooks, Backend: backend, Interfaces: []string{"tun*"}})
-				attrs := netlink.NewLinkAttrs()
-				attrs.Name = "tun0"
-				tun := &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI, NonPersist: true, Queues: 1}
-				if _, err := os.Stat("/dev/net/tun"); err != nil || !host.add(tun) {
-					t.Skip("left out: this kernel has no tun devices")
+	for _, kind := range nsKinds(t) {
+		t.Run(kind.String(), func(t *testing.T) {
+			host := nsHost(t)
+			a := nsStart(t, Options{Hooks: kind.hooks, Backend: kind.backend, Interfaces: []string{"tun*"}})
+			attrs := netlink.NewLinkAttrs()
+			attrs.Name = "tun0"
+			tun := &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI, NonPersist: true, Queues: 1}
+			if _, err := os.Stat("/dev/net/tun"); err != nil || !host.add(tun) {
+				t.Skip("left out: this kernel has no tun devices")
+			}
+			other := nsOtherSide(t, tun)
+			a.await(host, "tun0")
+			host.up("tun0", "10.5.0.1/24", "fd05::1/64")
+			host.carry("tun0")
+			a.expect(host, "tun0", false)
+			bare := [][]byte{ // as if from the other side
+				frame(ip4(17, 8), udp()), frame(ip4(6, 20), tcp(2)), frame(ip6(17, 8), udp()), frame(ip6(58, 8), []byte{128, 0, 0, 0, 0, 1, 0, 1}),
+			}
+			for _, p := range bare {
+				if _, err := other.Write(p); err != nil {
+					t.Fatal(err)
 				}
-				other := nsOtherSide(t, tun)
-				a.await(host, "tun0")
-				host.up("tun0", "10.5.0.1/24", "fd05::1/64")
-				host.carry("tun0")
-				a.expect(host, "tun0", false)
-				bare := [][]byte{ // as if from the other side
-					frame(ip4(17, 8), udp()), frame(ip4(6, 20), tcp(2)), frame(ip6(17, 8), udp()), frame(ip6(58, 8), []byte{128, 0, 0, 0, 0, 1, 0, 1}),
-				}
-				for _, p := range bare {
-					if _, err := other.Write(p); err != nil {
-						t.Fatal(err)
-					}
-				}
-				host.do(func() error { // to the other side
-					for _, to := range []unix.Sockaddr{
-						&unix.SockaddrInet4{Port: 53, Addr: [4]byte{10, 5, 0, 2}}, &unix.SockaddrInet6{Port: 53, Addr: netip.MustParseAddr("fd05::2").As16()},
-					} {
-						family := unix.AF_INET
-						if _, ok := to.(*unix.SockaddrInet6); ok {
-							family = unix.AF_INET6
-						}
-						fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-						if err != nil {
-							return err
-						}
-						defer unix.Close(fd)
-						if err := unix.Sendto(fd, make([]byte, 100), 0, to); err != nil {
-							return err
-						}
-					}
-					return nil
-				})
-				host.settle("tun0")
-				in, out := a.live(host, "tun0", flows.HookIngress).at, a.live(host, "tun0", flows.HookEgress).at
-				a.stop()
-				for _, want := range []struct {
-					at  flows.Point
-					key flows.Key
-					n   flows.Count
-				}{
-					{in, key4(17, 40000, 53), flows.Count{Packets: 1, Bytes: 28}},
-					{in, key4(6, 40000, 443), flows.Count{Packets: 1, Bytes: 40}},
-					{in, key6(17, 40000, 53), flows.Count{Packets: 1, Bytes: 48}},
-					{in, key6(58, 128, 0), flows.Count{Packets: 1, Bytes: 48}},
+			}
+			host.do(func() error { // to the other side
+				for _, to := range []unix.Sockaddr{
+					&unix.SockaddrInet4{Port: 53, Addr: [4]byte{10, 5, 0, 2}}, &unix.SockaddrInet6{Port: 53, Addr: netip.MustParseAddr("fd05::2").As16()},
 				} {
-					if got := a.sum(want.at, func(f nsFlow) bool { return f.Key == want.key }); got != want.n {
-						t.Errorf("%s from tun0: got %+v, want %+v", want.key, got, want.n)
+					family := unix.AF_INET
+					if _, ok := to.(*unix.SockaddrInet6); ok {
+						family = unix.AF_INET6
+					}
+					fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+					if err != nil {
+						return err
+					}
+					defer unix.Close(fd)
+					if err := unix.Sendto(fd, make([]byte, 100), 0, to); err != nil {
+						return err
 					}
 				}
-				sent := a.sum(out, func(f nsFlow) bool { return f.Key.Dst.Port() == 53 })
-				if want := (flows.Count{Packets: 2, Bytes: 20 + 40 + 2*108}); sent != want {
-					t.Errorf("datagrams to tun0: got %+v, want %+v", sent, want)
-				}
+				return nil
 			})
-		}
+			host.settle("tun0")
+			in, out := a.live(host, "tun0", flows.HookIngress).at, a.live(host, "tun0", flows.HookEgress).at
+			a.stop()
+			for _, want := range []struct {
+				at  flows.Point
+				key flows.Key
+				n   flows.Count
+			}{
+				{in, key4(17, 40000, 53), flows.Count{Packets: 1, Bytes: 28}},
+				{in, key4(6, 40000, 443), flows.Count{Packets: 1, Bytes: 40}},
+				{in, key6(17, 40000, 53), flows.Count{Packets: 1, Bytes: 48}},
+				{in, key6(58, 128, 0), flows.Count{Packets: 1, Bytes: 48}},
+			} {
+				if got := a.sum(want.at, func(f nsFlow) bool { return f.Key == want.key }); got != want.n {
+					t.Errorf("%s from tun0: got %+v, want %+v", want.key, got, want.n)
+				}
+			}
+			sent := a.sum(out, func(f nsFlow) bool { return f.Key.Dst.Port() == 53 })
+			if want := (flows.Count{Packets: 2, Bytes: 20 + 40 + 2*108}); sent != want {
+				t.Errorf("datagrams to tun0: got %+v, want %+v", sent, want)
+			}
+		})
 	}
 }
 

@@ -17,6 +17,9 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -93,7 +96,33 @@ func nsPrepare() (err error) {
 		unix.Mount("none", "/run", "tmpfs", 0, ""),
 		os.Mkdir(netnsDirs[0], 0o755),
 		nsQuiet(),
+		nsAnchor(),
 	)
+}
+
+// nsAnchored lives as long as the process.
+var nsAnchored link.Link
+
+// nsAnchor attaches something to a device that nobody sees. The kernel patches its
+// receive path when the first comes or the last goes; an emulated machine that runs
+// through the patch at that moment may hang.
+func nsAnchor() error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and the thread, which holds the namespace, stays
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		const lo = 1
+		err := netlink.QdiscAdd(nsClsact(lo))
+		if p, refused := nsLoad(ebpf.SchedCLS, asm.Mov.Imm(asm.R0, -1), asm.Return()); refused == nil { // else no test runs
+			nsAnchored, _ = link.AttachTCX(link.TCXOptions{Interface: lo, Program: p, Attach: ebpf.AttachTCXIngress}) // or there is no tcx
+		}
+		done <- err
+		select {}
+	}()
+	return <-done
 }
 
 // nsQuiet makes devices that the current thread's namespace will have send as
@@ -135,6 +164,24 @@ func nsHooks(t testing.TB) []Hooks {
 		return []Hooks{HooksTCX, HooksClsact}
 	}
 	return []Hooks{HooksClsact}
+}
+
+// nsKind is a way of attaching and a flow table.
+type nsKind struct {
+	hooks   Hooks
+	backend Backend
+}
+
+func (k nsKind) String() string { return string(k.hooks) + "/" + string(k.backend) }
+
+// nsKinds has each of both at least once.
+func nsKinds(t testing.TB) (kinds []nsKind) {
+	t.Helper()
+	hooks := nsHooks(t)
+	for i, b := range backends {
+		kinds = append(kinds, nsKind{hooks[min(i, len(hooks)-1)], b})
+	}
+	return kinds
 }
 
 // nsSpace is a network namespace and netlink in it.

@@ -180,12 +180,15 @@ func (n *nsSpace) untouched(t testing.TB, devs ...string) {
 // clsact makes sure that a device has the qdisc.
 func (n *nsSpace) clsact(dev string) {
 	n.t.Helper()
-	q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: n.index(dev), Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0),
-	}}
-	if err := n.h.QdiscAdd(q); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := n.h.QdiscAdd(nsClsact(n.index(dev))); err != nil && !errors.Is(err, unix.EEXIST) {
 		n.t.Fatal(err)
 	}
+}
+
+func nsClsact(index int) netlink.Qdisc {
+	return &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: index, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0),
+	}}
 }
 
 // filter adds a direct-action filter named "theirs" to a device's ingress.

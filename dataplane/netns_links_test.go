@@ -183,43 +183,41 @@ func TestRenameIntoAndOutOfThePatterns(t *testing.T) {
 }
 
 func TestDeletedDeviceLeavesABalancedAccount(t *testing.T) {
-	for _, backend := range backends {
-		for _, hooks := range nsHooks(t) {
-			t.Run(string(backend)+"/"+string(hooks), func(t *testing.T) {
-				r := nsRouted(t, Options{Backend: backend, Hooks: hooks, Slots: 256, Netns: nsBoth[:1]}, 1500, false)
-				r.a.truths = nil
-				points := map[string]flows.Point{}
-				for _, hook := range []flows.Hook{flows.HookIngress, flows.HookEgress} {
-					points["w0 "+hook.String()] = r.a.at(r.host, "w0", hook)
-					points["w1 "+hook.String()] = r.a.at(r.host, "w1", hook)
-					points["client "+hook.String()] = r.a.at(r.client, "eth0", hook)
-				}
-				end := r.client.spray(nsServer4, 2000)
-				defer end()
-				nsUntil(t, "traffic flows", func() bool { return r.a.seen(r.host, "w0", flows.HookIngress).Packets > 2000 })
-				if err := r.host.h.LinkDel(r.host.link("w0")); err != nil { // and client's eth0 with it
-					t.Fatal(err)
-				}
-				end()
-				nsUntil(t, "the points of both ends are gone", func() bool {
-					r.a.mu.Lock()
-					defer r.a.mu.Unlock()
-					return r.a.accounts[points["w0 ingress"]].Gone && r.a.accounts[points["w0 egress"]].Gone &&
-						r.a.accounts[points["client egress"]].Gone
-				})
-				nsUntil(t, "the hop has no name any more", func() bool {
-					_, ok := r.a.d.Hop(points["w0 ingress"])
-					return !ok
-				})
-				if r.a.accounts[points["w1 egress"]].Gone {
-					t.Error("w1 is gone, and nobody deleted it")
-				}
-				r.a.stop()
-				if n := r.a.accounts[points["w0 ingress"]].After.Packets; n < 2000 {
-					t.Errorf("w0 ingress: got %d packets, want at least 2000", n)
-				}
+	for _, kind := range nsKinds(t) {
+		t.Run(kind.String(), func(t *testing.T) {
+			r := nsRouted(t, Options{Backend: kind.backend, Hooks: kind.hooks, Slots: 256, Netns: nsBoth[:1]}, 1500, false)
+			r.a.truths = nil
+			points := map[string]flows.Point{}
+			for _, hook := range []flows.Hook{flows.HookIngress, flows.HookEgress} {
+				points["w0 "+hook.String()] = r.a.at(r.host, "w0", hook)
+				points["w1 "+hook.String()] = r.a.at(r.host, "w1", hook)
+				points["client "+hook.String()] = r.a.at(r.client, "eth0", hook)
+			}
+			end := r.client.spray(nsServer4, 2000)
+			defer end()
+			nsUntil(t, "traffic flows", func() bool { return r.a.seen(r.host, "w0", flows.HookIngress).Packets > 2000 })
+			if err := r.host.h.LinkDel(r.host.link("w0")); err != nil { // and client's eth0 with it
+				t.Fatal(err)
+			}
+			end()
+			nsUntil(t, "the points of both ends are gone", func() bool {
+				r.a.mu.Lock()
+				defer r.a.mu.Unlock()
+				return r.a.accounts[points["w0 ingress"]].Gone && r.a.accounts[points["w0 egress"]].Gone &&
+					r.a.accounts[points["client egress"]].Gone
 			})
-		}
+			nsUntil(t, "the hop has no name any more", func() bool {
+				_, ok := r.a.d.Hop(points["w0 ingress"])
+				return !ok
+			})
+			if r.a.accounts[points["w1 egress"]].Gone {
+				t.Error("w1 is gone, and nobody deleted it")
+			}
+			r.a.stop()
+			if n := r.a.accounts[points["w0 ingress"]].After.Packets; n < 2000 {
+				t.Errorf("w0 ingress: got %d packets, want at least 2000", n)
+			}
+		})
 	}
 }
 

@@ -26,12 +26,16 @@ func nsVerdict(t testing.TB, verdict int32) *ebpf.Program {
 
 func nsProgram(t testing.TB, kind ebpf.ProgramType, code ...asm.Instruction) *ebpf.Program {
 	t.Helper()
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: kind, License: "GPL", Instructions: code})
+	p, err := nsLoad(kind, code...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Close() })
 	return p
+}
+
+func nsLoad(kind ebpf.ProgramType, code ...asm.Instruction) (*ebpf.Program, error) {
+	return ebpf.NewProgram(&ebpf.ProgramSpec{Type: kind, License: "GPL", Instructions: code})
 }
 
 // nsTCX reports whether this kernel has tcx.
