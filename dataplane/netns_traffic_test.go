@@ -172,7 +172,9 @@ func (n *nsSpace) spray(addr string, ports int) (end func()) {
 	done := n.pour(addr, ports, 1<<30, &enough)
 	return sync.OnceFunc(func() {
 		enough.Store(true)
-		_ = <-done // with an error when the network went away
+		if err := <-done; err != nil { // the network went away
+			n.t.Log(err)
+		}
 	})
 }
 

@@ -112,7 +112,7 @@ type objects struct {
 	spec    *ebpf.CollectionSpec
 	xdp     *ebpf.CollectionSpec // nil: off
 	maps    map[string]*ebpf.Map
-	first   *programs // of no namespace: they prove that programs load, and read the clock
+	first   *programs // of the agent's own namespace, without XDP; they also read the clock
 }
 
 // loadObjects creates the maps and proves that the programs load. The slot table
@@ -169,7 +169,7 @@ func loadBackend(backend Backend, size sizes, xdp bool) (*objects, error) {
 			return nil, errors.Join(fmt.Errorf("read the xdp object: %w", err), o.close())
 		}
 	}
-	if o.first, err = o.programs(0, false); err != nil {
+	if o.first, err = o.programs(ownNetns, false); err != nil {
 		return nil, errors.Join(err, o.close())
 	}
 	return o, nil
@@ -223,6 +223,9 @@ func (o *objects) createMaps() error {
 	}
 	return nil
 }
+
+// ownNetns is the number of the agent's own namespace.
+const ownNetns = 1
 
 // programs is one namespace's set; only the maps are shared.
 type programs struct {

@@ -60,7 +60,11 @@ func newSpace(a *spaces, name string, fd int, cookie uint64, number uint32) (*sp
 	if s.handle, err = a.netlinkIn(fd); err != nil {
 		return nil, fmt.Errorf("open netlink in network namespace %q: %w", name, err)
 	}
-	if s.progs, err = a.d.objs.programs(number, a.d.objs.xdp != nil); err != nil {
+	s.progs = a.d.objs.first
+	if number != ownNetns || a.d.objs.xdp != nil {
+		s.progs, err = a.d.objs.programs(number, a.d.objs.xdp != nil)
+	}
+	if err != nil {
 		s.handle.Close()
 		return nil, err
 	}
@@ -329,5 +333,8 @@ func (s *space) close() error {
 
 func (s *space) closeKernel() error {
 	s.handle.Close()
+	if s.progs == s.all.d.objs.first {
+		return nil // the objects' to close
+	}
 	return s.progs.close()
 }
