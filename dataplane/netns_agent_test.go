@@ -240,14 +240,23 @@ func (a *nsAgent) meet(x nsTruth, before, after nsCounters) {
 // device is given before its queue carries is lost between our hook and its count.
 func (a *nsAgent) expect(in *nsSpace, name string, segmented bool) {
 	a.t.Helper()
-	x := nsTruth{in: in, name: name, segmented: segmented, seen: map[flows.Hook]flows.PointAccount{}}
-	for quiet := false; !quiet; quiet = x.counters == in.counters(name) {
-		x.counters = in.settle(name)
+	x := nsTruth{in: in, name: name, segmented: segmented}
+	x.counters, x.seen = a.still(in, name)
+	a.truths = append(a.truths, x)
+}
+
+// still reads an interface's counters and what its points counted at a moment when
+// nothing comes.
+func (a *nsAgent) still(in *nsSpace, name string) (c nsCounters, seen map[flows.Hook]flows.PointAccount) {
+	a.t.Helper()
+	seen = map[flows.Hook]flows.PointAccount{}
+	for quiet := false; !quiet; quiet = c == in.counters(name) {
+		c = in.settle(name)
 		for _, hook := range []flows.Hook{flows.HookIngress, flows.HookEgress} {
-			x.seen[hook] = a.now(in, name, hook)
+			seen[hook] = a.now(in, name, hook)
 		}
 	}
-	a.truths = append(a.truths, x)
+	return c, seen
 }
 
 // at is a point by names. It also finds a device that is gone.

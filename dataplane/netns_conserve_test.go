@@ -5,7 +5,6 @@ package dataplane
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -89,34 +88,32 @@ func (r *nsNet) settle() {
 }
 
 func TestEveryPointCountsWhatItsInterfaceCounts(t *testing.T) {
-	for i, hooks := range nsHooks(t) {
-		for j, backend := range backends {
-			segmented := i == j
-			name := strings.Join([]string{string(hooks), string(backend), map[bool]string{false: "GSO on", true: "GSO off"}[segmented]}, "/")
-			t.Run(name, func(t *testing.T) {
-				r := nsRouted(t, Options{Backend: backend, Hooks: hooks, Netns: nsBoth}, 1500, segmented)
-				r.client.tcp(r.server, nsServer4, 4<<20)
-				r.client.tcp(r.server, nsServer6, 4<<20)
-				r.client.udp(r.server, nsServer4, 500, 64)
-				r.client.udp(r.server, nsServer6, 500, 1400)
-				r.client.udp(r.server, nsServer4, 50, 8000) // six fragments each
-				r.client.udp(r.server, nsServer6, 50, 8000)
-				r.host.frames("w0")
-				r.client.frames("eth0")
-				r.settle()
-				r.a.stop()
-				sent, received := r.a.last(r.client, "eth0", flows.HookEgress), r.a.last(r.host, "w0", flows.HookIngress)
-				if large := received.GSO != (flows.Count{}); large == segmented {
-					t.Errorf("w0 ingress: larger frames came: got %v (%+v), want %v", large, received.GSO, !segmented)
+	for i, kind := range nsAllKinds(t) {
+		segmented := i == 0 || i == 3 // both ways of attaching and both tables, each with and without
+		name := kind.String() + map[bool]string{false: "/GSO on", true: "/GSO off"}[segmented]
+		t.Run(name, func(t *testing.T) {
+			r := nsRouted(t, Options{Backend: kind.backend, Hooks: kind.hooks, Netns: nsBoth}, 1500, segmented)
+			r.client.tcp(r.server, nsServer4, 4<<20)
+			r.client.tcp(r.server, nsServer6, 4<<20)
+			r.client.udp(r.server, nsServer4, 500, 64)
+			r.client.udp(r.server, nsServer6, 500, 1400)
+			r.client.udp(r.server, nsServer4, 50, 8000) // six fragments each
+			r.client.udp(r.server, nsServer6, 50, 8000)
+			r.host.frames("w0")
+			r.client.frames("eth0")
+			r.settle()
+			r.a.stop()
+			sent, received := r.a.last(r.client, "eth0", flows.HookEgress), r.a.last(r.host, "w0", flows.HookIngress)
+			if large := received.GSO != (flows.Count{}); large == segmented {
+				t.Errorf("w0 ingress: larger frames came: got %v (%+v), want %v", large, received.GSO, !segmented)
+			}
+			for reason, n := range nsReasons() {
+				if sent.Skipped[reason].Packets != n || received.Skipped[reason].Packets != n {
+					t.Errorf("skipped[%s]: sent %d, got %d at eth0 egress and %d at w0 ingress",
+						reason, n, sent.Skipped[reason].Packets, received.Skipped[reason].Packets)
 				}
-				for reason, n := range nsReasons() {
-					if sent.Skipped[reason].Packets != n || received.Skipped[reason].Packets != n {
-						t.Errorf("skipped[%s]: sent %d, got %d at eth0 egress and %d at w0 ingress",
-							reason, n, sent.Skipped[reason].Packets, received.Skipped[reason].Packets)
-					}
-				}
-			})
-		}
+			}
+		})
 	}
 }
 
@@ -204,6 +201,7 @@ func TestVLANDevicesConserve(t *testing.T) {
 				r.client.offload("eth0", true, nsTagging)
 				r.a.truths = r.a.truths[2:]
 			}
+			counted, began := r.a.still(r.client, "eth0")
 			r.client.vlan("eth0.7", "eth0", 7)
 			r.host.vlan("w0.7", "w0", 7)
 			r.a.await(r.client, "eth0.7")
@@ -213,19 +211,19 @@ func TestVLANDevicesConserve(t *testing.T) {
 			r.client.tcp(r.host, "10.7.0.1", 1<<20)
 			r.client.tcp(r.host, "fd07::1", 1<<20)
 			r.client.udp(r.host, "10.7.0.1", 20, 8000)
-			r.settle()
+			c, now := r.a.still(r.client, "eth0")
 			at := r.a.live(r.client, "eth0", flows.HookEgress).at
-			tx := r.client.counters("eth0").tx
+			r.settle()
 			r.a.stop()
 			tagged := r.a.sum(at, func(f nsFlow) bool { return f.VLAN == flows.VLAN{Outer: 7} })
 			if tagged.Packets < 700 {
-				t.Errorf("eth0 egress: %+v in VLAN 7, want most of %+v", tagged, tx)
+				t.Errorf("eth0 egress: %+v in VLAN 7, want most of %+v", tagged, c.tx)
 			}
 			if inserted == "by the device" {
-				arp := r.a.accounts[at].Skipped[flows.SkipARP].Packets // of both networks
-				seen := r.a.accounts[at].After
-				if d := seen.Bytes - tx.Bytes; seen.Packets != tx.Packets || d < 4*tagged.Packets || d > 4*(tagged.Packets+arp) {
-					t.Errorf("eth0 egress: got %+v, the interface %+v and 4 bytes more for each of %d tagged", seen, tx, tagged.Packets)
+				got, want := minus(now[flows.HookEgress].After, began[flows.HookEgress].After), minus(c.tx, counted.tx)
+				arp := now[flows.HookEgress].Skipped[flows.SkipARP].Packets // of both networks
+				if d := got.Bytes - want.Bytes; got.Packets != want.Packets || d < 4*(tagged.Packets-2) || d > 4*(tagged.Packets+arp) {
+					t.Errorf("eth0 egress: got %+v, the interface %+v and 4 bytes more for each of %d tagged", got, want, tagged.Packets)
 				}
 			}
 		})

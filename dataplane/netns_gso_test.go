@@ -90,26 +90,24 @@ func (r *nsNet) wire(what string, send func()) {
 // before our hook. A veth that does so counts bytes without link headers: the
 // bytes are compared with what the sender's point counted.
 func TestMergedFramesCountAsTheyCame(t *testing.T) {
-	r := nsRouted(t, Options{Netns: nsBoth[:1]}, 1500, false)
-	r.a.truths = nil
+	r := nsQuietNet(t, 1500)
 	r.client.offload("eth0", false, nsSegmentation)
 	r.host.offload("w0", true, nsMerging)
-	r.settle()
-	// what came before both hooks were in place is not compared
-	in, out, n := r.a.seen(r.host, "w0", flows.HookIngress), r.a.seen(r.client, "eth0", flows.HookEgress), r.host.counters("w0").rx.Packets
+	sender, sent := r.a.still(r.client, "eth0")
+	_, received := r.a.still(r.host, "w0")
 	r.client.tcp(r.server, nsServer4, 3<<20)
 	r.client.tcp(r.server, nsServer6, 3<<20)
-	r.settle()
-	got, want := minus(r.a.seen(r.host, "w0", flows.HookIngress), in), minus(r.a.seen(r.client, "eth0", flows.HookEgress), out)
-	if got != want {
+	after, sentNow := r.a.still(r.client, "eth0")
+	_, receivedNow := r.a.still(r.host, "w0")
+	got := minus(receivedNow[flows.HookIngress].After, received[flows.HookIngress].After)
+	if want := minus(sentNow[flows.HookEgress].After, sent[flows.HookEgress].After); got != want {
 		t.Errorf("w0 ingress: got %+v, %+v were sent", got, want)
 	}
-	if n := r.host.counters("w0").rx.Packets - n; got.Packets != n {
-		t.Errorf("w0 ingress: got %d packets, the interface received %d", got.Packets, n)
+	if n := after.tx.Packets - sender.tx.Packets; got.Packets != n {
+		t.Errorf("w0 ingress: got %d packets, the interface sent %d", got.Packets, n)
 	}
-	p := r.a.live(r.host, "w0", flows.HookIngress)
-	if gso := r.a.d.points.read(p.id).GSO; gso.Packets < want.Packets/4 {
-		t.Errorf("%+v of %+v were merged, want more: the test shows nothing", gso, want)
+	if gso := minus(receivedNow[flows.HookIngress].GSO, received[flows.HookIngress].GSO); gso.Packets < got.Packets/4 {
+		t.Errorf("%+v of %+v were merged, want more: the test shows nothing", gso, got)
 	}
 }
 

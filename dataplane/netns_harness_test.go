@@ -184,6 +184,20 @@ func nsKinds(t testing.TB) (kinds []nsKind) {
 	return kinds
 }
 
+// nsAllKinds is every kind, or nsKinds with -short.
+func nsAllKinds(t testing.TB) (kinds []nsKind) {
+	t.Helper()
+	if testing.Short() {
+		return nsKinds(t)
+	}
+	for _, h := range nsHooks(t) {
+		for _, b := range backends {
+			kinds = append(kinds, nsKind{h, b})
+		}
+	}
+	return kinds
+}
+
 // nsSpace is a network namespace and netlink in it.
 type nsSpace struct {
 	t    testing.TB

@@ -48,7 +48,10 @@ func (a *nsAgent) sendMarked(r *nsRaw, n int, in *nsSpace, name string, hook flo
 // TestNewDeviceIsWatchedAtOnce makes pairs, sets them up without a pause and sends
 // through them in both directions until both are counted.
 func TestNewDeviceIsWatchedAtOnce(t *testing.T) {
-	const trials = 20
+	trials := 20
+	if testing.Short() {
+		trials = 8
+	}
 	for _, hooks := range nsHooks(t) {
 		t.Run(string(hooks), func(t *testing.T) {
 			host, pod := nsHost(t), nsNew(t, "pod")

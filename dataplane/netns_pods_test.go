@@ -70,26 +70,24 @@ func (p *nsPods) path() []nsAt {
 // the folded conversation, one in the three namespaces that the veth pairs join,
 // must count it once.
 func TestPodToPodIsCountedOnceWithEachHopsOwnFigures(t *testing.T) {
-	for i, hooks := range nsHooks(t) {
-		for j, backend := range backends {
-			mtu := []int{1500, 9000}[(i+j)%2]
-			t.Run(fmt.Sprintf("%s/%s/MTU %d", hooks, backend, mtu), func(t *testing.T) {
-				p := nsBridged(t, Options{Hooks: hooks, Backend: backend}, mtu)
-				const count, size = 300, 700
-				from4, to4 := p.one.udp(p.two, "10.3.0.12", count, size)
-				from6, to6 := p.one.udp(p.two, "fd03::12", count, size)
-				tcp := p.one.tcp(p.two, "10.3.0.12", 2<<20)
-				for _, x := range p.path() {
-					x.in.settle(x.name)
-				}
-				p.a.stop()
-				sent4 := flows.Count{Packets: count, Bytes: count * (14 + 20 + 8 + size)}
-				sent6 := flows.Count{Packets: count, Bytes: count * (14 + 40 + 8 + size)}
-				p.conversation(t, flows.Key{Src: from4, Dst: to4, Proto: flows.ProtoUDP}, sent4)
-				p.conversation(t, flows.Key{Src: from6, Dst: to6, Proto: flows.ProtoUDP}, sent6)
-				p.connection(t, tcp, 2<<20)
-			})
-		}
+	for i, kind := range nsAllKinds(t) {
+		mtu := []int{1500, 9000, 9000, 1500}[i]
+		t.Run(fmt.Sprintf("%s/MTU %d", kind, mtu), func(t *testing.T) {
+			p := nsBridged(t, Options{Hooks: kind.hooks, Backend: kind.backend}, mtu)
+			const count, size = 300, 700
+			from4, to4 := p.one.udp(p.two, "10.3.0.12", count, size)
+			from6, to6 := p.one.udp(p.two, "fd03::12", count, size)
+			tcp := p.one.tcp(p.two, "10.3.0.12", 2<<20)
+			for _, x := range p.path() {
+				x.in.settle(x.name)
+			}
+			p.a.stop()
+			sent4 := flows.Count{Packets: count, Bytes: count * (14 + 20 + 8 + size)}
+			sent6 := flows.Count{Packets: count, Bytes: count * (14 + 40 + 8 + size)}
+			p.conversation(t, flows.Key{Src: from4, Dst: to4, Proto: flows.ProtoUDP}, sent4)
+			p.conversation(t, flows.Key{Src: from6, Dst: to6, Proto: flows.ProtoUDP}, sent6)
+			p.connection(t, tcp, 2<<20)
+		})
 	}
 }
 
@@ -179,23 +177,15 @@ func (p *nsPods) folded() []flows.Record {
 // counts what it passes up without the link header.
 func TestBridgeCountsWhatItsOwnPortCounts(t *testing.T) {
 	p := nsBridged(t, Options{}, 1500)
-	began := p.host.settle("br0")
-	seen := map[flows.Hook]flows.PointAccount{}
-	for _, hook := range []flows.Hook{flows.HookIngress, flows.HookEgress} {
-		seen[hook] = p.a.now(p.host, "br0", hook)
-	}
+	began, seen := p.a.still(p.host, "br0")
 	p.one.tcp(p.host, "10.3.0.1", 1<<20)
 	p.one.udp(p.host, "fd03::1", 100, 8000)
 	p.host.tcp(p.two, "10.3.0.12", 1<<20)
-	for _, x := range p.path() {
-		x.in.settle(x.name)
-	}
-	c := p.host.settle("br0")
+	c, now := p.a.still(p.host, "br0")
 	rx, tx := minus(c.rx, began.rx), minus(c.tx, began.tx)
 	rx.Bytes += 14 * rx.Packets
 	for hook, want := range map[flows.Hook]flows.Count{flows.HookIngress: rx, flows.HookEgress: tx} {
-		now := p.a.now(p.host, "br0", hook)
-		if got := minus(minus(now.After, seen[hook].After), minus(now.GSO, seen[hook].GSO)); got != want {
+		if got := minus(minus(now[hook].After, seen[hook].After), minus(now[hook].GSO, seen[hook].GSO)); got != want {
 			t.Errorf("br0 %s: got %+v, the interface counted %+v", hook, got, want)
 		}
 	}

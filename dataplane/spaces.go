@@ -174,6 +174,12 @@ func (a *spaces) findNew() {
 	if a.all() {
 		found = discoverNetns()
 	}
+	for _, name := range a.d.opts.Netns { // one that was deleted and made again is another
+		p := namespacePath(name)
+		if i, err := inodeOf(p); err == nil && name != "all" && isNetns(p) {
+			found[i] = p
+		}
+	}
 	for _, s := range watched {
 		if s.name == "" {
 			continue

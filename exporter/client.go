@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"math"
 	"net"
 	"strings"
 	"syscall"
@@ -94,7 +95,7 @@ func (c *Client) Observe(ctx context.Context, q Query) iter.Seq2[Observed, error
 	return func(yield func(Observed, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		req := &api.ObserveRequest{Last: uint32(max(q.Last, 0)), SinceNs: int64(q.Since), Follow: q.Follow}
+		req := &api.ObserveRequest{Last: uint32(min(max(q.Last, 0), math.MaxUint32)), SinceNs: int64(q.Since), Follow: q.Follow}
 		for _, t := range q.Terms {
 			req.Terms = append(req.Terms, &api.Term{Kind: t.Kind, Value: []byte(t.Value), Negate: t.Negate})
 		}

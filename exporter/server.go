@@ -152,7 +152,7 @@ func listenUnix(path, group string) (*net.UnixListener, error) {
 		mode = 0o660
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("make folder of listen.socket %s: %w", path, err)
+		return nil, fmt.Errorf("make folder of listen.socket %s: %w%s", path, err, mend(err))
 	}
 	if err := clearSocket(path); err != nil {
 		return nil, err
@@ -163,7 +163,7 @@ func listenUnix(path, group string) (*net.UnixListener, error) {
 	lis, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	syscall.Umask(mask)
 	if err != nil {
-		return nil, fmt.Errorf("listen on listen.socket %s: %w", path, err)
+		return nil, fmt.Errorf("listen on listen.socket %s: %w%s", path, err, mend(err))
 	}
 	if gid >= 0 {
 		err = os.Chown(path, -1, gid)
@@ -172,6 +172,14 @@ func listenUnix(path, group string) (*net.UnixListener, error) {
 		return nil, errors.Join(fmt.Errorf("open listen.socket %s to its group: %w", path, err), lis.Close())
 	}
 	return lis, nil
+}
+
+// mend is what a process without privilege can do about err; empty for other errors.
+func mend(err error) string {
+	if errors.Is(err, fs.ErrPermission) {
+		return ": run as root, or set listen.socket to a path of your own"
+	}
+	return ""
 }
 
 // clearSocket removes the socket of an agent that is gone.
@@ -191,10 +199,10 @@ func clearSocket(path string) error {
 		return errors.Join(fmt.Errorf("another weftd is listening on %s: stop it or set another listen.socket", path), conn.Close())
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("look for another weftd on listen.socket %s: %w", path, err)
+		return fmt.Errorf("look for another weftd on listen.socket %s: %w%s", path, err, mend(err))
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove stale listen.socket %s: %w", path, err)
+		return fmt.Errorf("remove stale listen.socket %s: %w%s", path, err, mend(err))
 	}
 	return nil
 }

@@ -280,6 +280,23 @@ func TestJSONAndYAMLSayTheSame(t *testing.T) {
 	}
 }
 
+func TestRecordsBalanceBesideASinkThatTakesNone(t *testing.T) {
+	l := flows.Ledger{At: noon, Made: 50, Sinks: []flows.SinkAccount{
+		{Name: "store", Offered: 50, Acknowledged: 50},
+		{Name: "otlp"}, // metrics alone
+	}}
+	out, stderr, code := ctl(t, agent(t, l), "ledger", "-o", "json")
+	var got struct {
+		Records struct{ Made, Acknowledged uint64 }
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil || code != exitFine {
+		t.Fatalf("ledger: exit code %d, %v, %s", code, err, stderr)
+	}
+	if got.Records.Made != 50 || got.Records.Acknowledged != 50 {
+		t.Errorf("got %+v, want 50 made and 50 acknowledged", got.Records)
+	}
+}
+
 func TestStatusShowsWhatIsOffAndHidesNoEscapes(t *testing.T) {
 	out, _, _ := ctl(t, agent(t, ledger()), "status", "-o", "wide")
 	for _, want := range []string{

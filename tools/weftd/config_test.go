@@ -96,6 +96,14 @@ func TestBrokenYAMLIsOneErrorWithItsLine(t *testing.T) {
 	}
 }
 
+func TestBadHeaderNameHasItsLine(t *testing.T) {
+	path := file(t, "exporter:\n  otlp:\n    headers: {\"bad name\": x}\n")
+	_, err := loadConfig(path, nil)
+	if want := path + `:3: exporter.otlp.headers: header name "bad name"`; err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("got %v, want %s ...", err, want)
+	}
+}
+
 func TestEnvironmentWinsOverFile(t *testing.T) {
 	path := file(t, `
 dataplane: {interfaces: [eth0], interval: 2s}
