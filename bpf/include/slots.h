@@ -69,7 +69,7 @@ static __always_inline int read_out(const struct flow_slot *s, __u64 now)
 	return since < 0x8000 && age > since;
 }
 
-static __always_inline int evict(const struct flow_slot *s, const struct flow_cold *c, __u32 slot)
+static __always_inline int evict(struct flow_slot *s, const struct flow_cold *c, __u32 slot)
 {
 	struct flow_evicted *e = bpf_ringbuf_reserve(&evicted, sizeof(*e), 0);
 	__u64 waiting;
@@ -80,6 +80,8 @@ static __always_inline int evict(const struct flow_slot *s, const struct flow_co
 	e->pad = 0;
 	e->hot = *s;
 	e->cold = *c;
+	/* the line goes before its record is out: user space must not find both */
+	__sync_lock_test_and_set(&s->tag, 0);
 	/* a wake-up costs microseconds: one in about 70 once the ring is a quarter full */
 	waiting = bpf_ringbuf_query(&evicted, BPF_RB_AVAIL_DATA);
 	bpf_ringbuf_submit(e, waiting >= config.ring_wake && (waiting & 8191) < EVICTED_STRIDE ?
