@@ -121,7 +121,7 @@ func (h *harness) run(hook flows.Hook, frame []byte, n int, w *wireContext) {
 	}
 	var ret uint32
 	var err error
-	undisturbed(func() { ret, err = prog.Run(opts) })
+	undisturbed(func() { onOneCPU(h.t, func() { ret, err = prog.Run(opts) }) })
 	if err != nil {
 		h.t.Fatalf("run %s on %x: %v", hook, frame, err)
 	}
@@ -217,5 +217,20 @@ func undisturbed(f func()) {
 	f()
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
 		panic(err)
+	}
+}
+
+// onOneCPU keeps the locked thread on CPU 0 for f: frames of one flow that two CPUs
+// count are two samples.
+func onOneCPU(t *testing.T, f func()) {
+	t.Helper()
+	var all, one unix.CPUSet
+	one.Set(0)
+	if err := errors.Join(unix.SchedGetaffinity(0, &all), unix.SchedSetaffinity(0, &one)); err != nil {
+		t.Fatal(err)
+	}
+	f()
+	if err := unix.SchedSetaffinity(0, &all); err != nil {
+		t.Fatal(err)
 	}
 }
