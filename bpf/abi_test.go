@@ -57,7 +57,7 @@ func TestLayoutsArePinned(t *testing.T) {
 		"hash_key.vlan":       {unsafe.Offsetof(hk.Vlan), 40},
 		"hash_flow":           {unsafe.Sizeof(hf), 64},
 		"hash_flow.cold":      {unsafe.Offsetof(hf.Cold), 32},
-		"flow_config":         {unsafe.Sizeof(FlowFlowConfig{}), 64},
+		"flow_config":         {unsafe.Sizeof(FlowFlowConfig{}), 72},
 		"flow_config.netns":   {unsafe.Offsetof(FlowFlowConfig{}.Netns), 56},
 		"drop_key":            {unsafe.Sizeof(dk), 64},
 		"drop_key.key":        {unsafe.Sizeof(dk.Key), unsafe.Sizeof(key)},

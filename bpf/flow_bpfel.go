@@ -45,6 +45,8 @@ type FlowFlowConfig struct {
 	RingWake   uint32
 	Netns      uint32
 	FirstPlace uint32
+	Options    uint32
+	ConvMask   uint32
 }
 
 type FlowFlowControl struct {

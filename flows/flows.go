@@ -55,7 +55,10 @@ type Batch struct {
 	Flows []Sample
 	Final bool
 	Drops []DropSample // only in the final batch of a drain; one or more of a flow
-	Seen  Account      // only in the final batch of a drain
+	// Latencies are all histograms of the kernel as they are now: only in the final
+	// batch of a drain, nil when they were not read. Not written to afterwards.
+	Latencies []Latency
+	Seen      Account // only in the final batch of a drain
 }
 
 // Window is everything one drain interval yielded.
@@ -63,4 +66,7 @@ type Window struct {
 	End     time.Time
 	Records []Record
 	Ledger  Ledger
+	// Latencies are all histograms as they are now; nil: not measured, or not read
+	// in this window. They belong to the window.
+	Latencies []Latency
 }

@@ -84,6 +84,18 @@ type Record struct {
 	// every point and across NAT. Zero: the handshake was not seen, or not TCP.
 	ConnectionID uint64
 
+	// TCP is nil when the data plane does not measure TCP, or the protocol is another.
+	TCP *TCPRecord
+	// Dropped is how many packets of the conversation the kernel of this host threw
+	// away in the period, losses and unspecified only; DropReason is the reason of
+	// most of them. Source: see [DropSample].
+	Dropped    uint64
+	DropReason string
+	DNS        *DNS // nil: none seen
+
+	// The owners of the sockets, where they are on this host and known; else nil.
+	SourceProcess, DestinationProcess *Process
+
 	Hops []HopCount
 }
 

@@ -38,4 +38,6 @@ type Sample struct {
 	SeqNumber, AckNumber uint32
 
 	SrcMAC, DstMAC [6]byte // of the flow's first packet; zero on a layer 3 device
+
+	TCP TCPHealth // zero: not TCP, or not measured
 }

@@ -148,8 +148,60 @@ struct flow_config {
 	__u32 ring_wake;   /* wake the reader when the ring holds so many bytes */
 	__u32 netns;	   /* this namespace's number, from 1 */
 	__u32 first_place; /* where to look for ifindex 0; differs by namespace */
+	__u32 options;	   /* enum weft_option, or-ed */
+	__u32 conv_mask;   /* buckets of tcp_convs - 1 */
 };
-_Static_assert(sizeof(struct flow_config) == 64, "flow_config layout");
+_Static_assert(sizeof(struct flow_config) == 72, "flow_config layout");
+
+/* flow_config.options: what is measured beside packets and bytes */
+enum weft_option {
+	WEFT_OPTION_TCP = 1,
+	WEFT_OPTION_DNS = 2,
+};
+
+/* latency_key.measure. Order: flows.Measure. */
+enum weft_measure {
+	WEFT_RTT_SERVER = 0,
+	WEFT_RTT_CLIENT = 1,
+	WEFT_HANDSHAKE_SERVER = 2,
+	WEFT_HANDSHAKE_CLIENT = 3,
+};
+
+/* link_place.class and latency_key.class. Order: flows.PointClass. */
+enum weft_class {
+	WEFT_CLASS_OTHER = 0,
+	WEFT_CLASS_NIC = 1,
+	WEFT_CLASS_VETH = 2,
+	WEFT_CLASS_BRIDGE = 3,
+	WEFT_CLASS_VLAN = 4,
+	WEFT_CLASS_BOND = 5,
+	WEFT_CLASS_TUNNEL = 6,
+	WEFT_CLASS_TAP = 7,
+	WEFT_CLASS_LOOPBACK = 8,
+};
+
+enum weft_latency {
+	WEFT_LATENCY_LOWEST =
+		56, /* index of the first bucket: (2^7, 2^7.125] ns; what is less is in it too */
+	WEFT_LATENCY_BUCKETS = 240, /* to 2^37 ns, 137 s; what is more is in the last */
+};
+
+struct latency_key {
+	__u8 server[16]; /* all zero: servers that had no room */
+	__u16 port;	 /* network order */
+	__u8 proto;
+	__u8 measure; /* enum weft_measure */
+	__u8 class;   /* enum weft_class */
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct latency_key) == 24, "latency_key layout");
+
+/* Exponential histogram of scale 3, cumulative; CPUs share it and add atomically. */
+struct latency {
+	__u64 sum; /* ns */
+	__u32 bucket[WEFT_LATENCY_BUCKETS];
+};
+_Static_assert(sizeof(struct latency) == 968, "latency layout");
 
 /* Fallback table. */
 struct hash_key {
