@@ -9,6 +9,7 @@
  *   bench_slots                 + all that flow.bpf.c does
  *   bench_peer                  parse, then a shared BPF hash under a spin lock
  */
+#define WEFT_HEALTH
 #include "../bpf/include/slots.h"
 #include "../bpf/include/observe.h"
 
@@ -32,19 +33,31 @@ struct {
 	__type(value, struct peer_flow);
 } peer SEC(".maps");
 
-/* xorshift64: the next flow */
+#define PAYLOAD	 1000 /* of a TCP segment */
+#define MAX_SEQS (1 << 17)
+
+__u32 seqs[MAX_SEQS];
+
+/* xorshift64: the next flow, and of TCP its next segment */
 static __always_inline int mutate(struct __sk_buff *skb)
 {
 	struct iphdr *ip = (void *)(long)skb->data + ETH_HLEN;
+	struct tcphdr *tcp = (void *)(ip + 1);
 	__u64 x = state;
+	__u32 flow;
 
-	if ((void *)(ip + 1) > (void *)(long)skb->data_end)
+	if ((void *)(tcp + 1) > (void *)(long)skb->data_end)
 		return -1;
 	x ^= x << 13;
 	x ^= x >> 7;
 	x ^= x << 17;
 	state = x;
-	ip->saddr = bpf_htonl(0x0a000000 + ((__u32)(x >> 20) & flow_mask));
+	flow = (__u32)(x >> 20) & flow_mask;
+	ip->saddr = bpf_htonl(0x0a000000 + flow);
+	if (ip->protocol == IPPROTO_TCP) {
+		tcp->seq = bpf_htonl(seqs[flow & (MAX_SEQS - 1)]);
+		seqs[flow & (MAX_SEQS - 1)] += PAYLOAD;
+	}
 	return 0;
 }
 

@@ -20,16 +20,23 @@ const (
 	costMapControl     = "control"
 	costMapEvicted     = "evicted"
 	costMapFragments   = "fragments"
+	costMapLatencies   = "latencies"
+	costMapNoLatency   = "no_latency"
 	costMapPeer        = "peer"
 	costMapPlaces      = "places"
 	costMapRare        = "rare"
 	costMapSlots       = "slots"
+	costMapTcpAccount  = "tcp_account"
+	costMapTcpConvs    = "tcp_convs"
+	costMapTcpLines    = "tcp_lines"
 	costProgBenchEmpty = "bench_empty"
 	costProgBenchParse = "bench_parse"
 	costProgBenchPeer  = "bench_peer"
 	costProgBenchSlots = "bench_slots"
+	costProgReadClock  = "read_clock"
 	costVarConfig      = "config"
 	costVarFlowMask    = "flow_mask"
+	costVarSeqs        = "seqs"
 	costVarSink        = "sink"
 	costVarState       = "state"
 )
@@ -80,20 +87,26 @@ type costProgramSpecs struct {
 	BenchParse *ebpf.ProgramSpec `ebpf:"bench_parse"`
 	BenchPeer  *ebpf.ProgramSpec `ebpf:"bench_peer"`
 	BenchSlots *ebpf.ProgramSpec `ebpf:"bench_slots"`
+	ReadClock  *ebpf.ProgramSpec `ebpf:"read_clock"`
 }
 
 // costMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type costMapSpecs struct {
-	ColdLines *ebpf.MapSpec `ebpf:"cold_lines"`
-	Control   *ebpf.MapSpec `ebpf:"control"`
-	Evicted   *ebpf.MapSpec `ebpf:"evicted"`
-	Fragments *ebpf.MapSpec `ebpf:"fragments"`
-	Peer      *ebpf.MapSpec `ebpf:"peer"`
-	Places    *ebpf.MapSpec `ebpf:"places"`
-	Rare      *ebpf.MapSpec `ebpf:"rare"`
-	Slots     *ebpf.MapSpec `ebpf:"slots"`
+	ColdLines  *ebpf.MapSpec `ebpf:"cold_lines"`
+	Control    *ebpf.MapSpec `ebpf:"control"`
+	Evicted    *ebpf.MapSpec `ebpf:"evicted"`
+	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
+	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
+	NoLatency  *ebpf.MapSpec `ebpf:"no_latency"`
+	Peer       *ebpf.MapSpec `ebpf:"peer"`
+	Places     *ebpf.MapSpec `ebpf:"places"`
+	Rare       *ebpf.MapSpec `ebpf:"rare"`
+	Slots      *ebpf.MapSpec `ebpf:"slots"`
+	TcpAccount *ebpf.MapSpec `ebpf:"tcp_account"`
+	TcpConvs   *ebpf.MapSpec `ebpf:"tcp_convs"`
+	TcpLines   *ebpf.MapSpec `ebpf:"tcp_lines"`
 }
 
 // costVariableSpecs contains global variables before they are loaded into the kernel.
@@ -102,6 +115,7 @@ type costMapSpecs struct {
 type costVariableSpecs struct {
 	Config   *ebpf.VariableSpec `ebpf:"config"`
 	FlowMask *ebpf.VariableSpec `ebpf:"flow_mask"`
+	Seqs     *ebpf.VariableSpec `ebpf:"seqs"`
 	Sink     *ebpf.VariableSpec `ebpf:"sink"`
 	State    *ebpf.VariableSpec `ebpf:"state"`
 }
@@ -126,14 +140,19 @@ func (o *costObjects) Close() error {
 //
 // It can be passed to loadCostObjects or ebpf.CollectionSpec.LoadAndAssign.
 type costMaps struct {
-	ColdLines *ebpf.Map `ebpf:"cold_lines"`
-	Control   *ebpf.Map `ebpf:"control"`
-	Evicted   *ebpf.Map `ebpf:"evicted"`
-	Fragments *ebpf.Map `ebpf:"fragments"`
-	Peer      *ebpf.Map `ebpf:"peer"`
-	Places    *ebpf.Map `ebpf:"places"`
-	Rare      *ebpf.Map `ebpf:"rare"`
-	Slots     *ebpf.Map `ebpf:"slots"`
+	ColdLines  *ebpf.Map `ebpf:"cold_lines"`
+	Control    *ebpf.Map `ebpf:"control"`
+	Evicted    *ebpf.Map `ebpf:"evicted"`
+	Fragments  *ebpf.Map `ebpf:"fragments"`
+	Latencies  *ebpf.Map `ebpf:"latencies"`
+	NoLatency  *ebpf.Map `ebpf:"no_latency"`
+	Peer       *ebpf.Map `ebpf:"peer"`
+	Places     *ebpf.Map `ebpf:"places"`
+	Rare       *ebpf.Map `ebpf:"rare"`
+	Slots      *ebpf.Map `ebpf:"slots"`
+	TcpAccount *ebpf.Map `ebpf:"tcp_account"`
+	TcpConvs   *ebpf.Map `ebpf:"tcp_convs"`
+	TcpLines   *ebpf.Map `ebpf:"tcp_lines"`
 }
 
 func (m *costMaps) Close() error {
@@ -142,10 +161,15 @@ func (m *costMaps) Close() error {
 		m.Control,
 		m.Evicted,
 		m.Fragments,
+		m.Latencies,
+		m.NoLatency,
 		m.Peer,
 		m.Places,
 		m.Rare,
 		m.Slots,
+		m.TcpAccount,
+		m.TcpConvs,
+		m.TcpLines,
 	)
 }
 
@@ -155,6 +179,7 @@ func (m *costMaps) Close() error {
 type costVariables struct {
 	Config   *ebpf.Variable `ebpf:"config"`
 	FlowMask *ebpf.Variable `ebpf:"flow_mask"`
+	Seqs     *ebpf.Variable `ebpf:"seqs"`
 	Sink     *ebpf.Variable `ebpf:"sink"`
 	State    *ebpf.Variable `ebpf:"state"`
 }
@@ -167,6 +192,7 @@ type costPrograms struct {
 	BenchParse *ebpf.Program `ebpf:"bench_parse"`
 	BenchPeer  *ebpf.Program `ebpf:"bench_peer"`
 	BenchSlots *ebpf.Program `ebpf:"bench_slots"`
+	ReadClock  *ebpf.Program `ebpf:"read_clock"`
 }
 
 func (p *costPrograms) Close() error {
@@ -175,6 +201,7 @@ func (p *costPrograms) Close() error {
 		p.BenchParse,
 		p.BenchPeer,
 		p.BenchSlots,
+		p.ReadClock,
 	)
 }
 

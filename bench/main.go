@@ -2,7 +2,7 @@
 
 // Command bench measures what the data plane and the agent cost, as ratios in one
 // run: `bench packet` the programs against their floors and against the table
-// that peers use, `bench agent` the agent on real traffic between two network
+// that peers use, `bench tcp` what measuring TCP adds, `bench agent` the agent on real traffic between two network
 // namespaces. `make bench` runs both, and the drain's benchmark, and records the
 // result with machine and kernel in bench/results.
 package main
@@ -37,11 +37,15 @@ func run(args []string) error {
 		var err error
 		switch a {
 		case "packet":
-			err = packetCost(os.Stdout)
+			if err = packetCost(os.Stdout); err == nil {
+				err = tcpCost(os.Stdout)
+			}
+		case "tcp":
+			err = tcpCost(os.Stdout)
 		case "agent":
 			err = agentCost(os.Stdout)
 		default:
-			err = fmt.Errorf("no benchmark %q: use packet or agent", a)
+			err = fmt.Errorf("no benchmark %q: use packet, tcp or agent", a)
 		}
 		if err != nil {
 			return err

@@ -29,7 +29,10 @@ var frame = []byte{
 	0x12, 0x34, 0, 80, 0, 30, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 }
 
-var programs = []string{"bench_empty", "bench_parse", "bench_slots", "bench_peer"}
+var programs = []variant{
+	{"bench_empty", "bench_empty", frame, 0}, {"bench_parse", "bench_parse", frame, 0},
+	{"bench_slots", "bench_slots", frame, 0}, {"bench_peer", "bench_peer", frame, 0},
+}
 
 // packetCost prints the cost of a packet in each program, by number of flows. In
 // one run, the programs in turn, so that the ratios hold when the machine's speed
@@ -40,7 +43,7 @@ func packetCost(w io.Writer) error {
 	fmt.Fprintln(w, "|---|---|---|---|---|---|---|---|")
 	for _, flows := range []int{1, 1 << 10, 1 << 17, 1 << 20} {
 		slots := max(65536, 2*flows)
-		ns, err := costs(flows, slots)
+		ns, err := costs(flows, slots, programs)
 		if err != nil {
 			return err
 		}
@@ -51,12 +54,57 @@ func packetCost(w io.Writer) error {
 	return nil
 }
 
-func costs(flows, slots int) (map[string]float64, error) {
-	coll, err := loadPrograms(flows, slots)
-	if err != nil {
-		return nil, err
+// segment is a TCP packet; the programs rewrite its source address and its
+// sequence number.
+var segment = func() []byte {
+	f := make([]byte, 14+20+20+1000)
+	copy(f, frame[:34])
+	binary.BigEndian.PutUint16(f[16:], uint16(len(f)-14))
+	f[23] = unix.IPPROTO_TCP
+	copy(f[34:], frame[34:38])
+	f[46], f[47], f[48] = 5<<4, 16, 1 // no options, ACK, a window
+	return f
+}()
+
+// tcpCost prints what measuring TCP adds: the next segment of a random connection,
+// of which one direction passes and a probe is under way.
+func tcpCost(w io.Writer) error {
+	fmt.Fprintln(w, "\n| TCP connections | (b) parse + hash | flows only | + TCP health | adds | all/b |")
+	fmt.Fprintln(w, "|---|---|---|---|---|---|")
+	for _, flows := range []int{1, 1 << 10, 1 << 17} {
+		with := []variant{
+			{"b", "bench_parse", segment, 0}, {"flows", "bench_slots", segment, 0},
+			{"tcp", "bench_slots", segment, bpf.FlowWeftOptionWEFT_OPTION_TCP},
+		}
+		ns, err := costs(flows, max(65536, 2*flows), with)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "| %d | %.1f | %.1f | %.1f | %.1f | %.2f |\n", flows, ns["b"], ns["flows"], ns["tcp"], ns["tcp"]-ns["flows"], ns["tcp"]/ns["b"])
 	}
-	defer coll.Close()
+	return nil
+}
+
+// variant is a program on a frame, with options.
+type variant struct {
+	name, program string
+	frame         []byte
+	options       bpf.FlowWeftOption
+}
+
+func costs(flows, slots int, with []variant) (map[string]float64, error) {
+	loaded := map[bpf.FlowWeftOption]*ebpf.Collection{}
+	for _, v := range with {
+		if loaded[v.options] != nil {
+			continue
+		}
+		coll, err := loadPrograms(flows, slots, v.options)
+		if err != nil {
+			return nil, err
+		}
+		defer coll.Close()
+		loaded[v.options] = coll
+	}
 	runtime.LockOSThread() // one CPU's partition, as long as the thread stays
 	defer runtime.UnlockOSThread()
 	var cpu unix.CPUSet
@@ -66,25 +114,25 @@ func costs(flows, slots int) (map[string]float64, error) {
 	}
 	least := map[string]float64{}
 	for round := range rounds + 1 {
-		for _, name := range programs {
+		for _, v := range with {
 			n := repeat
 			if round == 0 {
 				n = 12 * flows // every flow has its slot before it counts
 			}
 			start := time.Now()
-			if _, err := coll.Programs[name].Run(&ebpf.RunOptions{Data: frame, Repeat: uint32(max(n, 1000))}); err != nil {
-				return nil, fmt.Errorf("run %s: %w", name, err)
+			if _, err := loaded[v.options].Programs[v.program].Run(&ebpf.RunOptions{Data: v.frame, Repeat: uint32(max(n, 1000))}); err != nil {
+				return nil, fmt.Errorf("run %s: %w", v.program, err)
 			}
 			ns := float64(time.Since(start).Nanoseconds()) / float64(n)
-			if old, ok := least[name]; round > 0 && (!ok || ns < old) {
-				least[name] = ns
+			if old, ok := least[v.name]; round > 0 && (!ok || ns < old) {
+				least[v.name] = ns
 			}
 		}
 	}
 	return least, nil
 }
 
-func loadPrograms(flows, slots int) (*ebpf.Collection, error) {
+func loadPrograms(flows, slots int, options bpf.FlowWeftOption) (*ebpf.Collection, error) {
 	spec, err := loadCost()
 	if err != nil {
 		return nil, err
@@ -96,6 +144,7 @@ func loadPrograms(flows, slots int) (*ebpf.Collection, error) {
 	buckets := slots / int(bpf.FlowWeftLimitsWEFT_WAYS)
 	cfg := bpf.FlowFlowConfig{
 		BucketMask: uint32(buckets - 1), PlaceMask: placesPerCPU - 1, RingWake: 1 << 20, Netns: 1, FirstPlace: 1,
+		Options: uint32(options), ConvMask: uint32(buckets - 1),
 	}
 	var seed [40]byte
 	rand.Read(seed[:]) // never fails
@@ -109,7 +158,7 @@ func loadPrograms(flows, slots int) (*ebpf.Collection, error) {
 		return nil, err
 	}
 	for name, n := range map[string]int{
-		"slots": cpus * buckets, "cold_lines": cpus * buckets, "places": cpus * placesPerCPU,
+		"slots": cpus * buckets, "cold_lines": cpus * buckets, "tcp_lines": cpus * buckets, "tcp_convs": buckets, "latencies": 64, "places": cpus * placesPerCPU,
 		"rare": placesPerCPU * int(bpf.FlowWeftHookWEFT_HOOKS), "evicted": 4 << 20, "peer": max(flows, 65536),
 	} {
 		spec.Maps[name].MaxEntries = uint32(n)

@@ -20,6 +20,7 @@ func TestLayoutsArePinned(t *testing.T) {
 		place FlowLinkPlace
 		rare  FlowPointRare
 		ctl   FlowFlowControl
+		line  FlowTcpLine
 		hk    FlowHashHashKey
 		hf    FlowHashHashFlow
 		dk    DropDropKey
@@ -42,9 +43,17 @@ func TestLayoutsArePinned(t *testing.T) {
 		"flow_cold":           {unsafe.Sizeof(cold), 32},
 		"flow_cold.smac":      {unsafe.Offsetof(cold.Smac), 16},
 		"flow_cold.flags":     {unsafe.Offsetof(cold.Flags), 28},
-		"flow_evicted":        {unsafe.Sizeof(ev), 104},
+		"flow_evicted":        {unsafe.Sizeof(ev), 168},
 		"flow_evicted.hot":    {unsafe.Offsetof(ev.Hot), 8},
 		"flow_evicted.cold":   {unsafe.Offsetof(ev.Cold), 72},
+		"flow_evicted.tcp":    {unsafe.Offsetof(ev.Tcp), 104},
+		"tcp_line":            {unsafe.Sizeof(line), 64},
+		"tcp_line.handshake":  {unsafe.Offsetof(line.Handshake), 24},
+		"tcp_line.begun":      {unsafe.Offsetof(line.RttBegun), 56},
+		"tcp of a bucket":     {unsafe.Sizeof(FlowTcpBucket{}), 64 * uintptr(FlowWeftLimitsWEFT_WAYS)},
+		"latency_key":         {unsafe.Sizeof(FlowLatencyKey{}), 24},
+		"latency":             {unsafe.Sizeof(FlowLatency{}), 8 + 4*uintptr(FlowWeftLatencyWEFT_LATENCY_BUCKETS)},
+		"link_place.class":    {unsafe.Offsetof(place.Class), 9},
 		"link_place":          {unsafe.Sizeof(place), 64},
 		"link_place.netns":    {unsafe.Offsetof(place.Netns), 4},
 		"link_place.l2_len":   {unsafe.Offsetof(place.L2Len), 8},
@@ -85,7 +94,7 @@ func TestLayoutsArePinned(t *testing.T) {
 // younger, no kernel function, no map type or flag that it lacks.
 func TestObjectsAskForNothingNew(t *testing.T) {
 	const youngest = 177 // bpf_get_func_arg_cnt and later came after 5.15
-	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){"flow": LoadFlow, "flow_hash": LoadFlowHash, "xdp": LoadXdp, "drop": LoadDrop} {
+	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){"flow": LoadFlow, "health": LoadHealth, "flow_hash": LoadFlowHash, "xdp": LoadXdp, "drop": LoadDrop} {
 		spec, err := load()
 		if err != nil {
 			t.Fatal(err)

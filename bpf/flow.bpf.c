@@ -15,6 +15,15 @@ const enum weft_hook *btf_hook __attribute__((unused));
 const enum weft_skip *btf_skip __attribute__((unused));
 const enum weft_kind *btf_kind __attribute__((unused));
 const enum weft_limits *btf_limits __attribute__((unused));
+const enum weft_option *btf_option __attribute__((unused));
+const enum weft_measure *btf_measure __attribute__((unused));
+const enum weft_class *btf_class __attribute__((unused));
+const enum weft_latency *btf_latency __attribute__((unused));
+const enum weft_tcp_options *btf_tcp_options __attribute__((unused));
+const struct latency_key *btf_latency_key __attribute__((unused));
+const struct latency *btf_latencies __attribute__((unused));
+const struct tcp_seen *btf_tcp_seen __attribute__((unused));
+const struct tcp_conv *btf_tcp_conv __attribute__((unused));
 
 SEC("tc")
 int tc_ingress(struct __sk_buff *skb)
@@ -28,22 +37,6 @@ int tc_egress(struct __sk_buff *skb)
 {
 	observe(skb, WEFT_HOOK_EGRESS);
 	return TC_ACT_UNSPEC;
-}
-
-/* Run by user space: what jiffies is at which time. Not a tc program: the kernel would
- * make a packet for it and drop it, for all to see.
- */
-SEC("raw_tp")
-int read_clock(void *ctx)
-{
-	__u32 zero = 0;
-	struct flow_control *c = bpf_map_lookup_elem(&control, &zero);
-
-	if (!c)
-		return 1;
-	c->ktime_ns = bpf_ktime_get_ns();
-	c->jiffies = bpf_jiffies64();
-	return 0;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

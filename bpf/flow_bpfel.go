@@ -54,7 +54,7 @@ type FlowFlowControl struct {
 	KtimeNs     uint64
 	Jiffies     uint64
 	ReadJiffies uint64
-	Pad         uint64
+	ScanJiffies uint64
 }
 
 type FlowFlowEvicted struct {
@@ -63,6 +63,7 @@ type FlowFlowEvicted struct {
 	Pad  uint32
 	Hot  FlowFlowSlot
 	Cold FlowFlowCold
+	Tcp  FlowTcpLine
 }
 
 type FlowFlowKey struct {
@@ -104,12 +105,29 @@ type FlowFragPorts struct {
 	Pad   [3]uint8
 }
 
+type FlowLatency struct {
+	_      structs.HostLayout
+	Sum    uint64
+	Bucket [240]uint32
+}
+
+type FlowLatencyKey struct {
+	_       structs.HostLayout
+	Server  [16]uint8
+	Port    uint16
+	Proto   uint8
+	Measure uint8
+	Class   uint8
+	Pad     [3]uint8
+}
+
 type FlowLinkPlace struct {
 	_       structs.HostLayout
 	Ifindex uint32
 	Netns   uint32
 	L2Len   uint8
-	Pad     [7]uint8
+	Class   uint8
+	Pad     [6]uint8
 	Seen    [3]struct {
 		_       structs.HostLayout
 		Packets uint64
@@ -131,6 +149,77 @@ type FlowPointRare struct {
 	}
 }
 
+type FlowTcpBucket struct {
+	_   structs.HostLayout
+	Way [8]FlowTcpLine
+}
+
+type FlowTcpConv struct {
+	_    structs.HostLayout
+	Tag  uint32
+	Last uint32
+	Side [2]struct {
+		_       structs.HostLayout
+		Next    uint32
+		Ack     uint32
+		Probe   uint32
+		Window  uint16
+		State   uint8
+		Tick    uint8
+		ProbeNs uint64
+	}
+	Least  [2]uint32
+	Isn    [2]uint32
+	Gap    [2]uint32
+	GapEnd [2]uint32
+	GapNs  [2]uint64
+	ZeroNs [2]uint64
+	Opener uint64
+}
+
+type FlowTcpLine struct {
+	_           structs.HostLayout
+	RttSum      uint64
+	RttCount    uint32
+	RttLeast    uint32
+	RttMost     uint32
+	RttTick     uint32
+	Handshake   uint32
+	Retransmits uint32
+	OutOfOrder  uint32
+	Lost        uint32
+	DupAcks     uint32
+	ZeroWindows uint32
+	ZeroMs      uint32
+	Mss         uint16
+	Wscale      uint8
+	Options     uint8
+	RttBegun    uint32
+	Pad         uint32
+}
+
+type FlowTcpSeen struct {
+	_         structs.HostLayout
+	Untracked uint64
+	Overflow  uint64
+	Lost      uint64
+	Pad       uint64
+}
+
+type FlowWeftClass uint32
+
+const (
+	FlowWeftClassWEFT_CLASS_OTHER    FlowWeftClass = 0
+	FlowWeftClassWEFT_CLASS_NIC      FlowWeftClass = 1
+	FlowWeftClassWEFT_CLASS_VETH     FlowWeftClass = 2
+	FlowWeftClassWEFT_CLASS_BRIDGE   FlowWeftClass = 3
+	FlowWeftClassWEFT_CLASS_VLAN     FlowWeftClass = 4
+	FlowWeftClassWEFT_CLASS_BOND     FlowWeftClass = 5
+	FlowWeftClassWEFT_CLASS_TUNNEL   FlowWeftClass = 6
+	FlowWeftClassWEFT_CLASS_TAP      FlowWeftClass = 7
+	FlowWeftClassWEFT_CLASS_LOOPBACK FlowWeftClass = 8
+)
+
 type FlowWeftHook uint32
 
 const (
@@ -147,11 +236,34 @@ const (
 	FlowWeftKindWEFT_KIND_FRAGMENT FlowWeftKind = 2
 )
 
+type FlowWeftLatency uint32
+
+const (
+	FlowWeftLatencyWEFT_LATENCY_LOWEST  FlowWeftLatency = 56
+	FlowWeftLatencyWEFT_LATENCY_BUCKETS FlowWeftLatency = 240
+)
+
 type FlowWeftLimits uint32
 
 const (
 	FlowWeftLimitsWEFT_WAYS        FlowWeftLimits = 8
 	FlowWeftLimitsWEFT_LINK_PROBES FlowWeftLimits = 8
+)
+
+type FlowWeftMeasure uint32
+
+const (
+	FlowWeftMeasureWEFT_RTT_SERVER       FlowWeftMeasure = 0
+	FlowWeftMeasureWEFT_RTT_CLIENT       FlowWeftMeasure = 1
+	FlowWeftMeasureWEFT_HANDSHAKE_SERVER FlowWeftMeasure = 2
+	FlowWeftMeasureWEFT_HANDSHAKE_CLIENT FlowWeftMeasure = 3
+)
+
+type FlowWeftOption uint32
+
+const (
+	FlowWeftOptionWEFT_OPTION_TCP FlowWeftOption = 1
+	FlowWeftOptionWEFT_OPTION_DNS FlowWeftOption = 2
 )
 
 type FlowWeftSkip uint32
@@ -173,26 +285,45 @@ const (
 	FlowWeftSkipWEFT_PARSED          FlowWeftSkip = 255
 )
 
+type FlowWeftTcpOptions uint32
+
+const (
+	FlowWeftTcpOptionsWEFT_TCP_SYN_SEEN   FlowWeftTcpOptions = 1
+	FlowWeftTcpOptionsWEFT_TCP_TIMESTAMPS FlowWeftTcpOptions = 2
+	FlowWeftTcpOptionsWEFT_TCP_SACK       FlowWeftTcpOptions = 4
+	FlowWeftTcpOptionsWEFT_TCP_WSCALE     FlowWeftTcpOptions = 8
+)
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	FlowMapColdLines  = "cold_lines"
-	FlowMapControl    = "control"
-	FlowMapEvicted    = "evicted"
-	FlowMapFragments  = "fragments"
-	FlowMapPlaces     = "places"
-	FlowMapRare       = "rare"
-	FlowMapSlots      = "slots"
-	FlowProgReadClock = "read_clock"
-	FlowProgTcEgress  = "tc_egress"
-	FlowProgTcIngress = "tc_ingress"
-	FlowVarBtfEvicted = "btf_evicted"
-	FlowVarBtfHook    = "btf_hook"
-	FlowVarBtfKind    = "btf_kind"
-	FlowVarBtfLimits  = "btf_limits"
-	FlowVarBtfSkip    = "btf_skip"
-	FlowVarConfig     = "config"
+	FlowMapColdLines     = "cold_lines"
+	FlowMapControl       = "control"
+	FlowMapEvicted       = "evicted"
+	FlowMapFragments     = "fragments"
+	FlowMapPlaces        = "places"
+	FlowMapRare          = "rare"
+	FlowMapSlots         = "slots"
+	FlowMapTcpLines      = "tcp_lines"
+	FlowProgReadClock    = "read_clock"
+	FlowProgTcEgress     = "tc_egress"
+	FlowProgTcIngress    = "tc_ingress"
+	FlowVarBtfClass      = "btf_class"
+	FlowVarBtfEvicted    = "btf_evicted"
+	FlowVarBtfHook       = "btf_hook"
+	FlowVarBtfKind       = "btf_kind"
+	FlowVarBtfLatencies  = "btf_latencies"
+	FlowVarBtfLatency    = "btf_latency"
+	FlowVarBtfLatencyKey = "btf_latency_key"
+	FlowVarBtfLimits     = "btf_limits"
+	FlowVarBtfMeasure    = "btf_measure"
+	FlowVarBtfOption     = "btf_option"
+	FlowVarBtfSkip       = "btf_skip"
+	FlowVarBtfTcpConv    = "btf_tcp_conv"
+	FlowVarBtfTcpOptions = "btf_tcp_options"
+	FlowVarBtfTcpSeen    = "btf_tcp_seen"
+	FlowVarConfig        = "config"
 )
 
 // LoadFlow returns the embedded CollectionSpec for Flow.
@@ -253,18 +384,28 @@ type FlowMapSpecs struct {
 	Places    *ebpf.MapSpec `ebpf:"places"`
 	Rare      *ebpf.MapSpec `ebpf:"rare"`
 	Slots     *ebpf.MapSpec `ebpf:"slots"`
+	TcpLines  *ebpf.MapSpec `ebpf:"tcp_lines"`
 }
 
 // FlowVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FlowVariableSpecs struct {
-	BtfEvicted *ebpf.VariableSpec `ebpf:"btf_evicted"`
-	BtfHook    *ebpf.VariableSpec `ebpf:"btf_hook"`
-	BtfKind    *ebpf.VariableSpec `ebpf:"btf_kind"`
-	BtfLimits  *ebpf.VariableSpec `ebpf:"btf_limits"`
-	BtfSkip    *ebpf.VariableSpec `ebpf:"btf_skip"`
-	Config     *ebpf.VariableSpec `ebpf:"config"`
+	BtfClass      *ebpf.VariableSpec `ebpf:"btf_class"`
+	BtfEvicted    *ebpf.VariableSpec `ebpf:"btf_evicted"`
+	BtfHook       *ebpf.VariableSpec `ebpf:"btf_hook"`
+	BtfKind       *ebpf.VariableSpec `ebpf:"btf_kind"`
+	BtfLatencies  *ebpf.VariableSpec `ebpf:"btf_latencies"`
+	BtfLatency    *ebpf.VariableSpec `ebpf:"btf_latency"`
+	BtfLatencyKey *ebpf.VariableSpec `ebpf:"btf_latency_key"`
+	BtfLimits     *ebpf.VariableSpec `ebpf:"btf_limits"`
+	BtfMeasure    *ebpf.VariableSpec `ebpf:"btf_measure"`
+	BtfOption     *ebpf.VariableSpec `ebpf:"btf_option"`
+	BtfSkip       *ebpf.VariableSpec `ebpf:"btf_skip"`
+	BtfTcpConv    *ebpf.VariableSpec `ebpf:"btf_tcp_conv"`
+	BtfTcpOptions *ebpf.VariableSpec `ebpf:"btf_tcp_options"`
+	BtfTcpSeen    *ebpf.VariableSpec `ebpf:"btf_tcp_seen"`
+	Config        *ebpf.VariableSpec `ebpf:"config"`
 }
 
 // FlowObjects contains all objects after they have been loaded into the kernel.
@@ -294,6 +435,7 @@ type FlowMaps struct {
 	Places    *ebpf.Map `ebpf:"places"`
 	Rare      *ebpf.Map `ebpf:"rare"`
 	Slots     *ebpf.Map `ebpf:"slots"`
+	TcpLines  *ebpf.Map `ebpf:"tcp_lines"`
 }
 
 func (m *FlowMaps) Close() error {
@@ -305,6 +447,7 @@ func (m *FlowMaps) Close() error {
 		m.Places,
 		m.Rare,
 		m.Slots,
+		m.TcpLines,
 	)
 }
 
@@ -312,12 +455,21 @@ func (m *FlowMaps) Close() error {
 //
 // It can be passed to LoadFlowObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FlowVariables struct {
-	BtfEvicted *ebpf.Variable `ebpf:"btf_evicted"`
-	BtfHook    *ebpf.Variable `ebpf:"btf_hook"`
-	BtfKind    *ebpf.Variable `ebpf:"btf_kind"`
-	BtfLimits  *ebpf.Variable `ebpf:"btf_limits"`
-	BtfSkip    *ebpf.Variable `ebpf:"btf_skip"`
-	Config     *ebpf.Variable `ebpf:"config"`
+	BtfClass      *ebpf.Variable `ebpf:"btf_class"`
+	BtfEvicted    *ebpf.Variable `ebpf:"btf_evicted"`
+	BtfHook       *ebpf.Variable `ebpf:"btf_hook"`
+	BtfKind       *ebpf.Variable `ebpf:"btf_kind"`
+	BtfLatencies  *ebpf.Variable `ebpf:"btf_latencies"`
+	BtfLatency    *ebpf.Variable `ebpf:"btf_latency"`
+	BtfLatencyKey *ebpf.Variable `ebpf:"btf_latency_key"`
+	BtfLimits     *ebpf.Variable `ebpf:"btf_limits"`
+	BtfMeasure    *ebpf.Variable `ebpf:"btf_measure"`
+	BtfOption     *ebpf.Variable `ebpf:"btf_option"`
+	BtfSkip       *ebpf.Variable `ebpf:"btf_skip"`
+	BtfTcpConv    *ebpf.Variable `ebpf:"btf_tcp_conv"`
+	BtfTcpOptions *ebpf.Variable `ebpf:"btf_tcp_options"`
+	BtfTcpSeen    *ebpf.Variable `ebpf:"btf_tcp_seen"`
+	Config        *ebpf.Variable `ebpf:"config"`
 }
 
 // FlowPrograms contains all programs after they have been loaded into the kernel.

@@ -8,6 +8,7 @@
  */
 #include "include/cold.h"
 #include "include/account.h"
+#include "include/control.h"
 
 struct flow_set {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -22,14 +23,6 @@ struct {
 	__type(key, __u32);
 	__array(values, struct flow_set);
 } current_set SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct flow_control);
-} control SEC(".maps");
 
 static __always_inline void add_to(struct hash_flow *f, __u32 packets, __u32 bytes, __u8 flags)
 {
@@ -87,22 +80,6 @@ int tc_egress(struct __sk_buff *skb)
 {
 	observe(skb, WEFT_HOOK_EGRESS);
 	return TC_ACT_UNSPEC;
-}
-
-/* Run by user space: what jiffies is at which time. Not a tc program: the kernel would
- * make a packet for it and drop it, for all to see.
- */
-SEC("raw_tp")
-int read_clock(void *ctx)
-{
-	__u32 zero = 0;
-	struct flow_control *c = bpf_map_lookup_elem(&control, &zero);
-
-	if (!c)
-		return 1;
-	c->ktime_ns = bpf_ktime_get_ns();
-	c->jiffies = bpf_jiffies64();
-	return 0;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -23,6 +23,7 @@ const (
 	XdpMapPlaces      = "places"
 	XdpMapRare        = "rare"
 	XdpMapSlots       = "slots"
+	XdpMapTcpLines    = "tcp_lines"
 	XdpProgXdpObserve = "xdp_observe"
 	XdpVarConfig      = "config"
 )
@@ -83,6 +84,7 @@ type XdpMapSpecs struct {
 	Places    *ebpf.MapSpec `ebpf:"places"`
 	Rare      *ebpf.MapSpec `ebpf:"rare"`
 	Slots     *ebpf.MapSpec `ebpf:"slots"`
+	TcpLines  *ebpf.MapSpec `ebpf:"tcp_lines"`
 }
 
 // XdpVariableSpecs contains global variables before they are loaded into the kernel.
@@ -119,6 +121,7 @@ type XdpMaps struct {
 	Places    *ebpf.Map `ebpf:"places"`
 	Rare      *ebpf.Map `ebpf:"rare"`
 	Slots     *ebpf.Map `ebpf:"slots"`
+	TcpLines  *ebpf.Map `ebpf:"tcp_lines"`
 }
 
 func (m *XdpMaps) Close() error {
@@ -130,6 +133,7 @@ func (m *XdpMaps) Close() error {
 		m.Places,
 		m.Rare,
 		m.Slots,
+		m.TcpLines,
 	)
 }
 

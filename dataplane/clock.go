@@ -154,7 +154,10 @@ func (i instant) atTick(low uint16) int64 {
 }
 
 // publishRead tells the programs that every slot that rests since the jiffies
-// given was read out.
-func (c *clock) publishRead(jiffies uint64) { atomic.StoreUint64(&c.ctl.v[0].ReadJiffies, jiffies) }
+// given was read out, and when the last scan began.
+func (c *clock) publishRead(jiffies, scan uint64) {
+	atomic.StoreUint64(&c.ctl.v[0].ReadJiffies, jiffies)
+	atomic.StoreUint64(&c.ctl.v[0].ScanJiffies, scan)
+}
 
 func (c *clock) close() error { return c.ctl.close() }

@@ -110,7 +110,7 @@ func (d *Dataplane) openDrops() {
 		return
 	}
 	var err error
-	if d.drops, err = openDrops(d.objs.size.drops); err != nil {
+	if d.drops, err = openDrops(d.objs.size.drops, d.points.domainOf); err != nil {
 		d.turnOff(Capability{Name: "drop tracing", Needs: dropsNeed, Err: err.Error()})
 	}
 }

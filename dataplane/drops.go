@@ -36,6 +36,7 @@ type drops struct {
 	overflow *swapSet[uint64, bpf.DropDropCount]
 	reasons  *dropReasons
 	symbols  *symbols
+	domainOf func(netns uint64) uint64
 
 	read bpf.DropDropSeen // before the sets were last swapped
 	acct flows.DropAccount
@@ -44,12 +45,12 @@ type drops struct {
 const dropsNeed = "tracepoint kfree_skb with its reason (Linux 5.17), kernel BTF, CAP_PERFMON"
 
 // openDrops loads and attaches; entries bounds each of the two sets.
-func openDrops(entries int) (*drops, error) {
+func openDrops(entries int, domainOf func(netns uint64) uint64) (*drops, error) {
 	kernel, err := btf.LoadKernelSpec()
 	if err != nil {
 		return nil, fmt.Errorf("read the kernel's BTF: %w", err)
 	}
-	d := &drops{entries: entries}
+	d := &drops{entries: entries, domainOf: domainOf}
 	if err := d.load(kernel); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
@@ -185,6 +186,7 @@ func (d *drops) sample(now instant, c *bpf.DropDropCount) flows.DropSample {
 	key.Point = 0 // the CPU
 	if key != (bpf.FlowFlowKey{}) {
 		s.Key = keyOf(&key)
+		s.Domain = d.domainOf(k.Netns)
 	}
 	return s
 }

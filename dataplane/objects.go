@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"weft/bpf"
+	"weft/flows"
 )
 
 const (
@@ -25,10 +26,13 @@ const (
 
 	slotBytes  = 64
 	coldBytes  = 32
-	placeBytes = 64           // an interface, on each CPU
-	rareBytes  = 256          // a point, on each shard
-	fragBytes  = 8192 * 128   // the fragment table: 48 bytes an entry and the kernel's own
-	hashBytes  = 48 + 64 + 56 // an entry of the fallback: key, value and the kernel's own
+	tcpBytes   = 64 + 64       // of a slot: its line, and half of a connection's
+	timesBytes = 24 + 968 + 56 // a histogram: key, value and the kernel's own
+	times      = 1024          // histograms
+	placeBytes = 64            // an interface, on each CPU
+	rareBytes  = 256           // a point, on each shard
+	fragBytes  = 8192 * 128    // the fragment table: 48 bytes an entry and the kernel's own
+	hashBytes  = 48 + 64 + 56  // an entry of the fallback: key, value and the kernel's own
 	bucketSize = int(bpf.FlowWeftLimitsWEFT_WAYS)
 	hooks      = int(bpf.FlowWeftHookWEFT_HOOKS)
 	maxProbes  = int(bpf.FlowWeftLimitsWEFT_LINK_PROBES)
@@ -42,6 +46,7 @@ type sizes struct {
 	shards int // copies of the rare counters
 	ring   int // bytes
 	drops  int // entries of each set of drops; 0: not traced
+	tcp    bool
 }
 
 // sizeFor picks the partition size for the machine: counters first, then the
@@ -57,6 +62,7 @@ func sizeFor(o *Options, cpus int) sizes {
 	for s.places > 16 && s.counters() > o.MaxMemory/8 {
 		s.places /= 2
 	}
+	s.tcp = o.TCP
 	if o.Drops {
 		s.drops = dropEntries
 	}
@@ -73,7 +79,21 @@ func sizeFor(o *Options, cpus int) sizes {
 func (s sizes) counters() int { return s.places * (s.cpus*placeBytes + s.shards*hooks*rareBytes) }
 
 func (s sizes) total() int {
-	return s.cpus*s.slots*(slotBytes+coldBytes) + s.counters() + s.ring + fragBytes + s.dropSets()
+	return s.cpus*s.slots*(slotBytes+coldBytes) + s.counters() + s.ring + fragBytes + s.dropSets() + s.tcpTables()
+}
+
+// tcpTables is the size of what measures TCP: 0 when it is off.
+func (s sizes) tcpTables() int {
+	if !s.tcp {
+		return 0
+	}
+	return s.cpus*s.slots*tcpBytes + times*timesBytes
+}
+
+// connectionPairs is how many pairs of connections have a line: one of four slots has
+// a pair, since a connection has two flows at a device.
+func (s sizes) connectionPairs() int {
+	return max(1, floorPow2(s.cpus)*s.slots/4)
 }
 
 // dropSets is the size of both sets of drops and of both of their overflow.
@@ -130,13 +150,25 @@ func loadObjects(o *Options, off func(Capability)) (*objects, error) {
 			backend = BackendHash
 		}
 	}
-	objs, err := loadBackend(backend, sizeFor(o, cpus), o.XDP != XDPOff)
+	size := sizeFor(o, cpus)
+	objs, err := loadBackend(backend, size, o.XDP != XDPOff)
+	if err != nil && size.tcp && backend == BackendSlots {
+		// without it, or with the same refusal, which is then not its own
+		size.tcp = false
+		why := err
+		if objs, err = loadBackend(backend, size, o.XDP != XDPOff); err == nil {
+			off(Capability{Name: "TCP health", Needs: "a verifier that takes its programs", Err: why.Error()})
+		}
+	}
 	if err != nil && o.Backend == BackendAuto && backend == BackendSlots {
 		off(Capability{Name: "slot table", Needs: "mappable arrays (5.5), ring buffer (5.8), CAP_BPF", Err: err.Error()})
-		objs, err = loadBackend(BackendHash, sizeFor(o, cpus), false)
+		objs, err = loadBackend(BackendHash, size, false)
 	}
 	if err != nil {
 		return nil, err
+	}
+	if o.TCP && objs.backend == BackendHash {
+		off(Capability{Name: "TCP health", Needs: "the slot table", Err: "the hash table has no lines for it"})
 	}
 	if o.XDP != XDPOff && objs.xdp == nil {
 		off(Capability{Name: "xdp", Needs: "the slot table", Err: "the hash table has no XDP program"})
@@ -153,8 +185,11 @@ func preemptibleSoftirqs() bool {
 func loadBackend(backend Backend, size sizes, xdp bool) (*objects, error) {
 	o := &objects{backend: backend, size: size, maps: map[string]*ebpf.Map{}}
 	load := bpf.LoadFlow
+	if size.tcp {
+		load = bpf.LoadHealth
+	}
 	if backend == BackendHash {
-		load = bpf.LoadFlowHash
+		load, o.size.tcp = bpf.LoadFlowHash, false
 	}
 	var err error
 	if o.spec, err = load(); err != nil {
@@ -187,6 +222,10 @@ func (o *objects) configure() {
 	o.config.PlaceMask = uint32(s.places - 1)
 	o.config.RareMask = uint32(s.shards - 1)
 	o.config.RingWake = uint32(s.ring / 4)
+	if s.tcp {
+		o.config.Options |= uint32(bpf.FlowWeftOptionWEFT_OPTION_TCP)
+		o.config.ConvMask = uint32(s.connectionPairs() - 1)
+	}
 	o.resize(o.spec)
 }
 
@@ -194,7 +233,12 @@ func (o *objects) configure() {
 func (o *objects) resize(spec *ebpf.CollectionSpec) {
 	s := o.size
 	buckets := uint32(s.cpus * s.slots / bucketSize)
+	lines, pairs, histograms := uint32(1), uint32(1), uint32(1)
+	if s.tcp {
+		lines, pairs, histograms = buckets, uint32(s.connectionPairs()), times
+	}
 	for name, n := range map[string]uint32{
+		bpf.FlowMapTcpLines: lines, bpf.HealthMapTcpConvs: pairs, bpf.HealthMapLatencies: histograms,
 		bpf.FlowMapPlaces: uint32(s.cpus * s.places), bpf.FlowMapRare: uint32(s.shards * s.places * hooks),
 		bpf.FlowMapSlots:     buckets,
 		bpf.FlowMapColdLines: buckets, bpf.FlowMapEvicted: uint32(s.ring),
@@ -220,6 +264,20 @@ func (o *objects) createMaps() error {
 			return fmt.Errorf("create map %s (%d entries): %w", name, spec.MaxEntries, err)
 		}
 		o.maps[name] = m
+	}
+	return o.makeOverflow()
+}
+
+// makeOverflow makes the histograms of servers that have no room.
+func (o *objects) makeOverflow() error {
+	if !o.size.tcp {
+		return nil
+	}
+	for m := range uint8(flows.DNSLookup) {
+		k := bpf.FlowLatencyKey{Proto: flows.ProtoTCP, Measure: m}
+		if err := o.maps[bpf.HealthMapLatencies].Put(k, bpf.FlowLatency{}); err != nil {
+			return fmt.Errorf("make the overflow histogram of %s: %w", flows.Measure(m), err)
+		}
 	}
 	return nil
 }
@@ -308,6 +366,9 @@ func (o *objects) memory() []MemoryUse {
 	}
 	if o.backend == BackendHash {
 		return append(use, MemoryUse{"flow sets (2)", uint64(2 * s.hashEntries() * hashBytes)})
+	}
+	if s.tcp {
+		use = append(use, MemoryUse{"TCP lines and histograms", uint64(s.tcpTables())})
 	}
 	return append(use,
 		MemoryUse{"flow slots", uint64(s.cpus * s.slots * slotBytes)},

@@ -43,6 +43,10 @@ type Options struct {
 	// Status says so. 0: 2048, lowered on machines with many CPUs.
 	MaxInterfaces int
 
+	// TCP measures round trips, handshakes and anomalies of TCP connections from the
+	// headers that pass. Off: false.
+	TCP bool
+
 	// Drops traces the packets that the kernel throws away, in all namespaces, and
 	// reads the drop counters of watched devices. Off: false.
 	Drops bool

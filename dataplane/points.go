@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
@@ -28,8 +29,15 @@ type pointTable struct {
 
 	mu   sync.Mutex
 	byAt map[flows.Point]*point
-	used []bool // by place: its points are live or leaving
-	free int
+	// domains has a namespace for as long as points are in it.
+	domains map[uint64]*namespaceDomain
+	used    []bool // by place: its points are live or leaving
+	free    int
+}
+
+type namespaceDomain struct {
+	points int
+	domain *atomic.Uint64 // nil: no device had one
 }
 
 type point struct {
@@ -56,6 +64,7 @@ func (t *pointTable) open(o *objects) error {
 	t.size = o.size
 	t.byID = make([]atomic.Pointer[point], o.size.places*hooks)
 	t.byAt = map[flows.Point]*point{}
+	t.domains = map[uint64]*namespaceDomain{}
 	t.used = make([]bool, o.size.places)
 	t.used[0] = true
 	t.free = o.size.places/2 - 1
@@ -109,6 +118,13 @@ func (t *pointTable) add(netns uint32, l2Len uint8, at flows.Point, hop flows.Ho
 		points = append(points, p)
 	}
 	t.identify(place, at.Ifindex, netns, l2Len)
+	d := t.domains[at.Netns]
+	if d == nil {
+		d = &namespaceDomain{}
+		t.domains[at.Netns] = d
+	}
+	d.points += len(points)
+	d.domain = cmp.Or(domain, d.domain)
 	return points, nil
 }
 
@@ -174,6 +190,23 @@ func (t *pointTable) hop(at flows.Point) (flows.Hop, bool) {
 		return p.hop, true
 	}
 	return flows.Hop{}, false
+}
+
+// domainOf is the domain of a namespace, by cookie; 0: it was never watched.
+func (t *pointTable) domainOf(netns uint64) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if d := t.domains[netns]; d != nil && d.domain != nil {
+		return d.domain.Load()
+	}
+	return 0
+}
+
+// classify writes the kind of device at the points of an interface.
+func (t *pointTable) classify(points []*point, class flows.PointClass) {
+	for cpu := range t.size.cpus {
+		t.places.v[cpu*t.size.places+int(points[0].id)/hooks].Class = uint8(class)
+	}
 }
 
 // place fills where a sample was seen, from the number that the kernel put into
@@ -281,6 +314,11 @@ func (t *pointTable) forget(a *drainAccount) {
 		t.byID[p.id].Store(nil)
 		if t.byAt[p.at] == p {
 			delete(t.byAt, p.at)
+		}
+		if d := t.domains[p.at.Netns]; d.points > 1 {
+			d.points--
+		} else {
+			delete(t.domains, p.at.Netns)
 		}
 		if place := int(p.id) / hooks; t.used[place] && t.empty(place) {
 			t.used[place] = false

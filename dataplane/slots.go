@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/bpf"
+	"weft/flows"
 )
 
 // slotTable reads the per-CPU slot table through a mapping, and the flows that
@@ -30,13 +31,17 @@ type slotTable struct {
 	d     *Dataplane
 	slots mapping[bpf.FlowFlowSlot]
 	cold  mapping[bpf.FlowFlowCold]
+	tcp   mapping[bpf.FlowTcpLine] // empty: not measured
 	ring  *ringbuf.Reader
 	known []known
 	left  map[leftKey]known // bounded by the slots that changed hands in one drain
+	lines []tcpKnown        // what was read of tcp
+	leftL map[leftKey]tcpKnown
 
 	rec       ringbuf.Record
 	waiting   bool             // rec is yet to be drained
 	fresh     bpf.FlowFlowCold // of the slot being read
+	freshLine bpf.FlowTcpLine  // the same
 	evictions uint64
 	scans     [2]uint64 // jiffies when the last two scans began
 	lastScan  int64     // wall clock of the last scan, Unix ns
@@ -59,7 +64,7 @@ type leftKey struct {
 }
 
 func newSlotTable(d *Dataplane) (*slotTable, error) {
-	t := &slotTable{d: d, left: map[leftKey]known{}, lastScan: time.Now().UnixNano()}
+	t := &slotTable{d: d, left: map[leftKey]known{}, leftL: map[leftKey]tcpKnown{}, lastScan: time.Now().UnixNano()}
 	m := d.objs.maps
 	n := int(m[bpf.FlowMapSlots].MaxEntries()) * bucketSize
 	buckets, err := mapArray[bpf.FlowFlowBucket](m[bpf.FlowMapSlots], unix.PROT_READ)
@@ -73,6 +78,9 @@ func newSlotTable(d *Dataplane) (*slotTable, error) {
 	}
 	t.cold = mapping[bpf.FlowFlowCold]{v: unsafe.Slice((*bpf.FlowFlowCold)(unsafe.Pointer(&cold.v[0])), n), mem: cold.mem}
 	t.known = make([]known, n)
+	if err := t.mapTCP(m[bpf.FlowMapTcpLines], n); err != nil {
+		return nil, errors.Join(err, t.close())
+	}
 	if t.ring, err = ringbuf.NewReader(m[bpf.FlowMapEvicted]); err != nil {
 		return nil, errors.Join(fmt.Errorf("read the eviction ring: %w", err), t.close())
 	}
@@ -90,9 +98,10 @@ func (t *slotTable) drain(e *emitter) (drained, error) {
 		return res, err
 	}
 	clear(t.left)
+	clear(t.leftL)
 	// Slots at rest since the scan before this one are read out for certain: an
 	// update that a stalled CPU had begun by then has long been seen.
-	t.d.clock.publishRead(t.scans[0])
+	t.d.clock.publishRead(t.scans[0], e.now.jiffies)
 	t.scans[0], t.scans[1] = t.scans[1], e.now.jiffies
 	t.lastScan = e.now.wall.UnixNano()
 	res.evictions = t.evictions - before
@@ -147,18 +156,22 @@ func (t *slotTable) readSlot(e *emitter, i int) bool {
 			t.fresh = t.cold.v[i]
 			cold = &t.fresh
 		}
+		line := t.line(i, &key)
 		if tag == 0 || atomic.LoadUint64(&s.Tag) != tag || meta(s).gen() != m.gen() {
 			continue
 		}
 		if fresh && k.tag != 0 {
-			t.left[leftKey{uint32(i), k.gen}] = *k
+			t.leave(i, k)
 		}
 		base := *k
 		if fresh {
 			base = known{}
 		}
 		*k = known{tag: tag, bytes: bytes, packets: m.packets(), gen: m.gen()}
-		t.emit(e, &key, k, &base, m.last(), m.flags(), cold)
+		smp := t.emit(e, &key, k, &base, m.last(), m.flags(), cold)
+		if line != nil {
+			smp.TCP = t.lines[i].gain(line)
+		}
 		return true
 	}
 	return false
@@ -166,7 +179,7 @@ func (t *slotTable) readSlot(e *emitter, i int) bool {
 
 // emit writes the sample of a flow that holds k and of which base is known. Every
 // field is set: the sample is a used one.
-func (t *slotTable) emit(e *emitter, key *bpf.FlowFlowKey, k, base *known, last uint16, flags uint8, cold *bpf.FlowFlowCold) {
+func (t *slotTable) emit(e *emitter, key *bpf.FlowFlowKey, k, base *known, last uint16, flags uint8, cold *bpf.FlowFlowCold) *flows.Sample {
 	s := e.next()
 	decode(s, key, uint32(k.tag&0xffffff), &t.d.points)
 	s.Packets, s.Bytes = uint64(k.packets-base.packets), k.bytes-base.bytes
@@ -178,10 +191,16 @@ func (t *slotTable) emit(e *emitter, key *bpf.FlowFlowKey, k, base *known, last 
 	}
 	s.Last = max(e.now.atTick(last), s.First)
 	decodeCold(s, cold)
+	s.TCP = flows.TCPHealth{}
+	return s
 }
 
-// evictedStride is a record in the ring with the ring's own header.
-const evictedStride = int(unsafe.Sizeof(bpf.FlowFlowEvicted{})) + 8
+// A record in the ring, whose end is there only when TCP is measured; and the least
+// room that it takes, with the ring's own header.
+const (
+	evictedBase   = int(unsafe.Offsetof(bpf.FlowFlowEvicted{}.Tcp))
+	evictedStride = evictedBase + 8
+)
 
 // drainEvicted reads the ring until it is empty, or until all that was in it when
 // it began is read: under a flood there may never be a moment without any.
@@ -202,11 +221,13 @@ func (t *slotTable) drainEvicted(e *emitter) error {
 			left -= evictedStride
 		}
 		t.waiting = false
-		if len(t.rec.RawSample) < int(unsafe.Sizeof(bpf.FlowFlowEvicted{})) {
+		if len(t.rec.RawSample) < evictedBase {
 			return fmt.Errorf("read the eviction ring: a record of %d bytes", len(t.rec.RawSample))
 		}
+		var ev bpf.FlowFlowEvicted
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&ev)), unsafe.Sizeof(ev)), t.rec.RawSample)
 		t.evictions++
-		t.evict(e, (*bpf.FlowFlowEvicted)(unsafe.Pointer(&t.rec.RawSample[0])))
+		t.evict(e, &ev)
 	}
 	return nil
 }
@@ -217,15 +238,19 @@ func (t *slotTable) evict(e *emitter, ev *bpf.FlowFlowEvicted) {
 		return
 	}
 	var base known
+	var baseLine tcpKnown
 	at := leftKey{ev.Slot, ev.Hot.Gen}
 	k := &t.known[ev.Slot]
 	switch l, ok := t.left[at]; {
 	case ok && l.tag == ev.Hot.Tag:
-		base = l
+		base, baseLine = l, t.leftL[at]
 		delete(t.left, at)
 	case k.tag == ev.Hot.Tag && k.gen == ev.Hot.Gen:
 		base = *k
 		*k = known{}
+		if t.lines != nil {
+			baseLine, t.lines[ev.Slot] = t.lines[ev.Slot], tcpKnown{}
+		}
 	}
 	cold := &ev.Cold
 	if base.tag != 0 {
@@ -235,7 +260,10 @@ func (t *slotTable) evict(e *emitter, ev *bpf.FlowFlowEvicted) {
 	if end.packets == base.packets && end.bytes == base.bytes {
 		return // all of it was read before
 	}
-	t.emit(e, &ev.Hot.Key, &end, &base, ev.Hot.Last, ev.Hot.Flags, cold)
+	s := t.emit(e, &ev.Hot.Key, &end, &base, ev.Hot.Last, ev.Hot.Flags, cold)
+	if t.lines != nil && s.Key.Proto == flows.ProtoTCP {
+		s.TCP = baseLine.gain(&ev.Tcp)
+	}
 }
 
 // wait sleeps until the ring is a quarter full, the deadline, or the end of ctx.
@@ -261,5 +289,5 @@ func (t *slotTable) close() error {
 	if t.ring != nil {
 		err = t.ring.Close()
 	}
-	return errors.Join(err, t.slots.close(), t.cold.close())
+	return errors.Join(err, t.slots.close(), t.cold.close(), t.tcp.close())
 }

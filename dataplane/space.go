@@ -39,6 +39,7 @@ type device struct {
 	index  int
 	name   string
 	l2Len  uint8
+	class  flows.PointClass
 	alone  bool     // what it carries stays in the namespace
 	far    uint64   // cookie of the watched namespace at a veth pair's far end; 0: none
 	points []*point // watched on these, else empty
@@ -202,6 +203,7 @@ func (s *space) seen(l netlink.Link) error {
 	if attrs.EncapType == "ether" || attrs.EncapType == "loopback" {
 		dev.l2Len = 14
 	}
+	dev.class = classOf(l)
 	dev.alone = attrs.EncapType == "loopback"
 	s.link(dev, l)
 	return s.settle(dev)
@@ -248,6 +250,7 @@ func (s *space) attach(dev *device) error {
 		return fmt.Errorf("watch %s: %w", dev.name, err)
 	}
 	dev.points = points
+	s.all.d.points.classify(points, dev.class)
 	err = inNetns(s.all.own, s.fd, func() error { return s.attachHooks(dev) })
 	if errors.Is(err, unix.ENODEV) {
 		return s.gone(dev.index) // it went away meanwhile

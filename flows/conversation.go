@@ -8,7 +8,7 @@ import (
 	"math/rand/v2"
 )
 
-// conversation is the state of one live conversation: 144 bytes, no pointers.
+// conversation is the state of one live conversation: 160 bytes, no pointers.
 type conversation struct {
 	key    convKey
 	first  hop      // the first of its hops; the others follow it
@@ -23,6 +23,8 @@ type conversation struct {
 	last   int64          // the drain that last brought packets: the same
 	drain  uint32         // that drain's number
 	hash   uint32
+
+	trouble uint32 // in the table's troubles; 0: nothing dropped
 }
 
 // convState is a set of facts about a conversation.

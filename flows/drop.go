@@ -17,6 +17,9 @@ type DropSample struct {
 	// once the stack has forgotten that, the one that received it; 0: neither.
 	At Point
 
+	// Domain is as in [Sample]; 0: At.Netns alone.
+	Domain uint64
+
 	Reason   string // the running kernel's name without its prefix: NO_SOCKET, NETFILTER_DROP
 	Class    DropClass
 	Location string // the function that dropped it, with its module; an address if that has no name

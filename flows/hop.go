@@ -9,12 +9,13 @@ import (
 )
 
 // hop is what one point saw of one direction of a conversation in the current
-// period: 40 bytes, no pointers.
+// period: 48 bytes, no pointers.
 type hop struct {
 	packets, bytes uint64
 	first, last    int64  // Unix nanoseconds
 	where          uint32 // twice the point's index, plus the side that sent; 0: no hop
 	next           uint32 // the conversation's next hop; 0: none
+	tcp            uint32 // in the table's health; 0: nothing measured
 }
 
 func (h *hop) count() Count { return Count{h.packets, h.bytes} }
@@ -95,6 +96,10 @@ func (t *Table) forget(c *conversation, h *hop) {
 		c.chosen[h.from()] = 0
 	}
 	t.points.release(h.where >> 1)
+	if h.tcp != 0 {
+		t.health.give(h.tcp)
+		h.tcp = 0
+	}
 }
 
 // record ends c's period: what its hops hold goes into one record, unless they
@@ -116,6 +121,7 @@ func (t *Table) record(c *conversation, why EndReason) {
 		Fragment: c.key.fragment, DSCP: c.dscp[src], ConnectionID: c.connectionID(),
 		Hops: make([]HopCount, 0, int(c.nhops[0])+int(c.nhops[1])),
 	}
+	t.tell(&r, c, src, why)
 	for h := &c.first; h != nil; h = t.after(h) {
 		p := t.pointOf(h)
 		r.add(HopCount{

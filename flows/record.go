@@ -84,7 +84,7 @@ type Record struct {
 	// every point and across NAT. Zero: the handshake was not seen, or not TCP.
 	ConnectionID uint64
 
-	// TCP is nil when the data plane does not measure TCP, or the protocol is another.
+	// TCP is nil when the protocol is another. What was not measured is zero in it.
 	TCP *TCPRecord
 	// Dropped is how many packets of the conversation the kernel of this host threw
 	// away in the period, losses and unspecified only; DropReason is the reason of

@@ -29,7 +29,7 @@ type TableOptions struct {
 	// EndLackOfResources, for each new one. No more than twice the bound are
 	// closed so in one drain; samples of new conversations beyond that are
 	// counted as SkipConversationLimit.
-	// Memory: 144 bytes a conversation with its first hop, 40 for each further
+	// Memory: 160 bytes a conversation with its first hop, 48 for each further
 	// hop (at most 3 times MaxConversations), 11 to 22 for the index: at most
 	// 37 MiB by default; taken as needed, never returned.
 	MaxConversations int
@@ -46,9 +46,11 @@ type Table struct {
 	max          int   // conversations
 	perDrain     int   // records that time-outs may close in a drain
 
-	convs  conversations
-	hops   slab[hop]
-	points points
+	convs    conversations
+	hops     slab[hop]
+	health   slab[TCPHealth] // of hops: at most one each
+	troubles slab[trouble]   // of conversations: at most one each
+	points   points
 
 	epoch  time.Time
 	now    int64  // the current batch: nanoseconds since epoch
@@ -103,6 +105,7 @@ func (t *Table) Fold(b Batch) (w Window, done bool) {
 	if !b.Final {
 		return Window{}, false
 	}
+	t.dropped(b.Drops)
 	t.points.account(b.Seen, t.drain)
 	t.sweep()
 	w = t.window(b.At)
@@ -202,6 +205,7 @@ func (t *Table) fold(s *Sample, key *convKey, hash uint32, from side) {
 		c.dscp[from] = s.DSCP
 	}
 	h.gain(s)
+	t.learn(h, s)
 	p.fold(n)
 	t.gain(c, s, from)
 }

@@ -23,7 +23,23 @@ type TCPHealth struct {
 	DupAcks     uint64 // acknowledgements that said nothing new while data was on its way
 	ZeroWindows uint64 // times the sender's receive window closed
 	ZeroWindow  time.Duration
+
+	// What the options of the sender's SYN said; Options is 0 when it was not seen.
+	MSS         uint16 // bytes
+	WindowScale uint8  // shift; meaningful with TCPWindowScale
+	Options     TCPOptions
 }
+
+// TCPOptions is a set of facts about a SYN. Kernel values: enum weft_tcp_options.
+type TCPOptions uint8
+
+// The facts.
+const (
+	TCPSYNSeen TCPOptions = 1 << iota
+	TCPTimestamps
+	TCPSACK
+	TCPWindowScale
+)
 
 // RTT sums up measured times. Zero: none was measured.
 type RTT struct {
@@ -66,6 +82,9 @@ func (t *TCPHealth) add(s *TCPHealth) {
 	t.DupAcks += s.DupAcks
 	t.ZeroWindows += s.ZeroWindows
 	t.ZeroWindow += s.ZeroWindow
+	if s.Options != 0 {
+		t.MSS, t.WindowScale, t.Options = s.MSS, s.WindowScale, s.Options
+	}
 }
 
 // TCPRecord is the TCP side of a record: each end as the chosen point of the

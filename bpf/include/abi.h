@@ -93,14 +93,104 @@ struct cold_bucket {
 	struct flow_cold way[WEFT_WAYS];
 };
 
+/*
+ * What is known of one direction of a TCP connection, beside its slot and with the same
+ * writer. Counts are cumulative and wrap. Times that have 32 bits are in units of
+ * 32 ns (to 137 s); 0 is not measured.
+ */
+struct tcp_line {
+	__u64 rtt_sum; /* ns: from the point to the sender and back */
+	__u32 rtt_count;
+	__u32 rtt_least; /* of the connection */
+	__u32 rtt_most;	 /* since the scan before the last sample's */
+	__u32 rtt_tick;	 /* low bits of jiffies at the last sample */
+	__u32 handshake;
+	__u32 retransmits; /* packets on the wire, as the next three */
+	__u32 out_of_order;
+	__u32 lost;
+	__u32 dup_acks;
+	__u32 zero_windows;
+	__u32 zero_ms;
+	__u16 mss; /* of the SYN's options, as the next two */
+	__u8 wscale;
+	__u8 options;	 /* enum weft_tcp_options */
+	__u32 rtt_begun; /* as rtt_count, but counted before the sample is added */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct tcp_line) == 64, "tcp_line layout");
+
+enum weft_tcp_options {
+	WEFT_TCP_SYN_SEEN = 1,
+	WEFT_TCP_TIMESTAMPS = 2,
+	WEFT_TCP_SACK = 4,
+	WEFT_TCP_WSCALE = 8,
+};
+
+struct tcp_bucket {
+	struct tcp_line way[WEFT_WAYS];
+};
+
+enum weft_tcp_state {
+	WEFT_TCP_KNOWN = 1,  /* next is */
+	WEFT_TCP_SYN = 2,    /* isn is, and the probe is of the SYN while there is one */
+	WEFT_TCP_ZERO = 4,   /* the window is closed */
+	WEFT_TCP_GAP = 8,    /* next jumped: what is between gap and gap_end is missing */
+	WEFT_TCP_TWICE = 16, /* the SYN was sent more than once */
+};
+
+/* What one end of a connection sent. */
+struct tcp_side {
+	__u32 next;	/* one past the highest sequence number */
+	__u32 ack;	/* the last acknowledgement */
+	__u32 probe;	/* the peer's acknowledgement of this ends the probe */
+	__u16 window;	/* as in the header */
+	__u8 state;	/* enum weft_tcp_state */
+	__u8 tick;	/* low bits of jiffies when the probe was armed */
+	__u64 probe_ns; /* when it passed; 0: no probe. Published last */
+};
+_Static_assert(sizeof(struct tcp_side) == 24, "tcp_side layout");
+
+/*
+ * A TCP connection at a device: both directions, so all CPUs write it, without atomics
+ * but for probe_ns. What a lost race costs is one wrong count, never a wrong time.
+ */
+struct tcp_conv {
+	__u32 tag;  /* of the symmetric hash; 0: empty */
+	__u32 last; /* low bits of jiffies, to some 64 */
+	struct tcp_side side[2];
+	__u32 least[2]; /* RTT to each side, 32 ns; 0: not known */
+	/* the second line is for what is rare */
+	__u32 isn[2];
+	__u32 gap[2];
+	__u32 gap_end[2];
+	__u64 gap_ns[2];
+	__u64 zero_ns[2]; /* since when the window is closed */
+	__u64 opener;	  /* 1 + the side that sent the SYN; 0: not known */
+};
+_Static_assert(sizeof(struct tcp_conv) == 128, "tcp_conv layout");
+
+struct tcp_pair {
+	struct tcp_conv way[2];
+};
+
+/* Packets, per CPU, cumulative. */
+struct tcp_seen {
+	__u64 untracked; /* TCP packets of which nothing was measured: no line was free */
+	__u64 overflow;	 /* times put under the overflow key: no room for the server */
+	__u64 lost;	 /* times in no histogram */
+	__u64 pad;
+};
+_Static_assert(sizeof(struct tcp_seen) == 32, "tcp_seen layout");
+
 /* Ring buffer record: a flow had to leave its slot before user space read it out. */
 struct flow_evicted {
 	__u32 slot; /* bucket * WEFT_WAYS + way */
 	__u32 pad;
 	struct flow_slot hot;
 	struct flow_cold cold;
+	struct tcp_line tcp; /* with WEFT_OPTION_TCP; else the record ends before it */
 };
-_Static_assert(sizeof(struct flow_evicted) == 104, "flow_evicted layout");
+_Static_assert(sizeof(struct flow_evicted) == 168, "flow_evicted layout");
 
 struct wire_count {
 	__u64 packets;
@@ -118,7 +208,8 @@ struct link_place {
 	__u32 ifindex; /* 0: free */
 	__u32 netns;   /* flow_config.netns of that namespace's programs */
 	__u8 l2_len;   /* 14 for Ethernet framing, 0 for layer 3 devices */
-	__u8 pad[7];
+	__u8 class;    /* enum weft_class */
+	__u8 pad[6];
 	struct wire_count seen[WEFT_HOOKS - 1]; /* by hook - 1 */
 };
 _Static_assert(sizeof(struct link_place) == 64, "link_place layout");
@@ -135,7 +226,7 @@ struct flow_control {
 	__u64 ktime_ns;	    /* written by read_clock: CLOCK_MONOTONIC ... */
 	__u64 jiffies;	    /* ... and jiffies at the same moment */
 	__u64 read_jiffies; /* written by user space: all that changed before has been read out */
-	__u64 pad;
+	__u64 scan_jiffies; /* written by user space: when its last scan began */
 };
 _Static_assert(sizeof(struct flow_control) == 32, "flow_control layout");
 

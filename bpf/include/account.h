@@ -8,8 +8,6 @@
 
 #include "parse.h"
 
-const volatile struct flow_config config = {};
-
 /* Sizes are set by the loader; see flow_config. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

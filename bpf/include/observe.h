@@ -2,6 +2,7 @@
 /*
  * observe.h - the path of every frame:
  *   place -> parse -> wire figures -> seen -> flow | skipped
+ *   and, with WEFT_HEALTH and the option: TCP -> tcp.h
  * The includer defines add_flow().
  */
 #ifndef WEFT_OBSERVE_H
@@ -9,6 +10,9 @@
 
 #include "account.h"
 #include "gso.h"
+#ifdef WEFT_HEALTH
+#include "tcp.h"
+#endif
 
 static __always_inline __u32 frame_ifindex(frame_t *ctx)
 {
@@ -24,7 +28,7 @@ static __always_inline void observe(frame_t *ctx, int hook)
 	__u32 cpu = bpf_get_smp_processor_id(), place, packets, bytes;
 	struct link_place *l =
 		find_place(frame_ifindex(ctx), cpu * (config.place_mask + 1), &place);
-	int verdict = WEFT_SKIP_UNPLACED;
+	int verdict = WEFT_SKIP_UNPLACED, slot;
 	struct packet p = {};
 
 	if (!l)
@@ -48,8 +52,18 @@ static __always_inline void observe(frame_t *ctx, int hook)
 	l->seen[hook - 1].packets += packets;
 	l->seen[hook - 1].bytes += bytes;
 	if (likely(verdict == WEFT_PARSED)) {
-		if (likely(!add_flow(ctx, &p, cpu, packets, bytes)))
+		slot = add_flow(ctx, &p, cpu, packets, bytes);
+		if (likely(slot >= 0)) {
+#ifdef WEFT_HEALTH
+			if (config.options & WEFT_OPTION_TCP && p.key.proto == IPPROTO_TCP &&
+			    p.payload < MAX_PAYLOAD) {
+				p.slot = slot;
+				p.packets = packets;
+				watch_tcp(ctx, &p, l, place);
+			}
+#endif
 			return;
+		}
 		verdict = WEFT_SKIP_TABLE_FULL;
 	}
 	count_skip(&p, cpu, verdict, packets, bytes);

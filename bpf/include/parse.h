@@ -48,6 +48,11 @@ struct packet {
 	__u32 bytes;   /* on the wire */
 	__u32 packets; /* on the wire */
 	__u32 gso_bytes;
+	__u32 seq; /* TCP, with WEFT_OPTION_TCP; host order */
+	__u32 ack;
+	__u32 payload; /* bytes */
+	__u32 slot;    /* of the flow in all partitions */
+	__u16 window;
 	__u16 point; /* in: where it was seen */
 	__u16 l3;    /* offset of an IPv6 header; else 0 */
 	__u16 l4;    /* offset of the transport header */
@@ -55,7 +60,11 @@ struct packet {
 	__u8 flags;  /* TCP */
 	__u8 dscp;
 	__u8 ttl;
+	__u8 options; /* bytes of them in the TCP header */
+	__u8 dir;     /* which side of its connection sent it */
 };
+
+const volatile struct flow_config config = {};
 
 struct vlan_tag {
 	__be16 tci;
@@ -143,6 +152,15 @@ static __always_inline int parse_transport(frame_t *ctx, struct packet *p, __u32
 		if (unlikely(h->tcp.doff < 5))
 			return WEFT_SKIP_MALFORMED;
 		p->flags = ((__u8 *)h)[13];
+#ifdef WEFT_HEALTH
+		if (config.options & WEFT_OPTION_TCP) {
+			p->seq = bpf_ntohl(h->tcp.seq);
+			p->ack = bpf_ntohl(h->tcp.ack_seq);
+			p->window = h->tcp.window;
+			p->payload = end - off - h->tcp.doff * 4;
+			p->options = h->tcp.doff * 4 - sizeof(struct tcphdr);
+		}
+#endif
 		set_tail(p, h->ports, proto, kind);
 		return WEFT_PARSED;
 	}

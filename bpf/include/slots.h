@@ -16,6 +16,7 @@
 #define WEFT_SLOTS_H
 
 #include "cold.h"
+#include "control.h"
 #include "hash.h"
 
 struct {
@@ -35,19 +36,29 @@ struct {
 } cold_lines SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct flow_control);
-} control SEC(".maps");
-
-struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
 } evicted SEC(".maps");
 
+/* With WEFT_OPTION_TCP one beside each slot. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tcp_bucket);
+} tcp_lines SEC(".maps");
+
+#define EVICTED_BASE   __builtin_offsetof(struct flow_evicted, tcp)
 #define EVICTED_STRIDE (sizeof(struct flow_evicted) + 8) /* with the ring's own header */
+
+static __always_inline struct tcp_line *tcp_line_of(__u32 slot)
+{
+	__u32 bucket = slot / WEFT_WAYS;
+	struct tcp_bucket *b = bpf_map_lookup_elem(&tcp_lines, &bucket);
+
+	return b ? &b->way[slot & (WEFT_WAYS - 1)] : 0;
+}
 
 /* bit 24 makes it differ from an empty line's 0 */
 static __always_inline __u64 tag_of(__u64 hash, __u32 vlan)
@@ -71,7 +82,9 @@ static __always_inline int read_out(const struct flow_slot *s, __u64 now)
 
 static __always_inline int evict(struct flow_slot *s, const struct flow_cold *c, __u32 slot)
 {
-	struct flow_evicted *e = bpf_ringbuf_reserve(&evicted, sizeof(*e), 0);
+	__u32 tcp = config.options & WEFT_OPTION_TCP;
+	struct flow_evicted *e = bpf_ringbuf_reserve(&evicted, tcp ? sizeof(*e) : EVICTED_BASE, 0);
+	struct tcp_line *l;
 	__u64 waiting;
 
 	if (!e)
@@ -80,6 +93,11 @@ static __always_inline int evict(struct flow_slot *s, const struct flow_cold *c,
 	e->pad = 0;
 	e->hot = *s;
 	e->cold = *c;
+	if (tcp) {
+		l = tcp_line_of(slot);
+		if (l)
+			e->tcp = *l;
+	}
 	/* the line goes before its record is out: user space must not find both */
 	__sync_lock_test_and_set(&s->tag, 0);
 	/* a wake-up costs microseconds: one in about 70 once the ring is a quarter full */
@@ -90,21 +108,23 @@ static __always_inline int evict(struct flow_slot *s, const struct flow_cold *c,
 	return 0;
 }
 
-/* Puts the packet's flow into way w of the bucket; 0, or -1 when the one that lives
- * there cannot be moved out.
+/* Puts the packet's flow into way w of the bucket: the slot's number, or -1 when the
+ * one that lives there cannot be moved out.
  */
 static __always_inline int occupy(frame_t *ctx, const struct packet *p, struct flow_bucket *b,
 				  __u32 w, __u64 now, int leave)
 {
 	__u32 bucket = p->bucket; /* on the stack: before 6.4 a key may not be elsewhere */
+	__u32 slot = bucket * WEFT_WAYS + w;
 	struct cold_bucket *cb = bpf_map_lookup_elem(&cold_lines, &bucket);
 	struct flow_slot *s = &b->way[w & (WEFT_WAYS - 1)];
 	struct flow_cold *c;
+	struct tcp_line *l;
 
 	if (!cb)
 		return -1;
 	c = &cb->way[w & (WEFT_WAYS - 1)];
-	if (leave && evict(s, c, p->bucket * WEFT_WAYS + w))
+	if (leave && evict(s, c, slot))
 		return -1;
 	__sync_lock_test_and_set(&s->tag, 0);
 	s->key = p->key;
@@ -114,8 +134,13 @@ static __always_inline int occupy(frame_t *ctx, const struct packet *p, struct f
 	s->flags = p->flags;
 	s->gen++;
 	fill_cold(ctx, p, c);
+	if (config.options & WEFT_OPTION_TCP) {
+		l = tcp_line_of(slot);
+		if (l)
+			__builtin_memset(l, 0, sizeof(*l));
+	}
 	__sync_lock_test_and_set(&s->tag, tag_of(p->hash, p->vlan));
-	return 0;
+	return slot;
 }
 
 __noinline int add_new(frame_t *ctx, struct packet *p, struct flow_bucket *b)
@@ -160,7 +185,7 @@ static __always_inline int same_key(const struct flow_slot *s, const struct pack
 	return !((k[0] ^ p->words[0]) | (k[2] ^ p->words[2]));
 }
 
-/* Adds a parsed packet to its flow: 0, or -1 when the table has no room. */
+/* Adds a parsed packet to its flow: the slot's number, or -1 when the table has no room. */
 static __always_inline int add_flow(frame_t *ctx, struct packet *p, __u32 cpu, __u32 packets,
 				    __u32 bytes)
 {
@@ -189,7 +214,7 @@ static __always_inline int add_flow(frame_t *ctx, struct packet *p, __u32 cpu, _
 			s->packets += packets;
 			s->last = bpf_jiffies64();
 			s->flags |= flags;
-			return 0;
+			return bucket * WEFT_WAYS + w;
 		}
 		if (!t)
 			break;

@@ -66,6 +66,7 @@ func defaultConfig() Config {
 			Exclude:       []string{"lo"},
 			Interval:      time.Second,
 			XDP:           dataplane.XDPOff,
+			TCP:           true,
 			Slots:         65536,
 			MaxMemory:     64 << 20,
 			MaxInterfaces: 2048,

@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * tcp.h - what a device can tell of a TCP connection from its headers alone.
+ *
+ *   every packet   one line that both directions share: in order? a probe answered?
+ *   what is rare   SYN, FIN, a jump or a repetition, a probe to arm: tcp_rare(), and the
+ *                  figures go to the line beside the flow's slot (tcp_lines)
+ *
+ * One probe a side: the end of a segment is remembered with its time and the peer's
+ * acknowledgement of it ends the probe. A segment sent twice ends it without a time
+ * (Karn), and a side arms at most one probe a tick, so that chatter does not read
+ * the clock all the time. The SYN and SYN-ACK are probes as well: the handshake.
+ */
+#ifndef WEFT_TCP_H
+#define WEFT_TCP_H
+
+#include "latency.h"
+#include "slots.h"
+
+#define REORDER_NS  3000000ULL /* what comes later was sent again, if the round trip is not known */
+#define MAX_PAYLOAD (1U << 24) /* more: the header says that it is longer than the packet */
+#define STALE_NS    (1ULL << 37) /* a probe this old says nothing */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tcp_pair);
+} tcp_convs SEC(".maps");
+
+/* a - b of sequence numbers */
+static __always_inline __s32 ahead(__u32 a, __u32 b)
+{
+	return (__s32)(a - b);
+}
+
+static __always_inline __u32 in_32ns(__u64 ns)
+{
+	return ns >> 37 ? ~0U : ns < 32 ? 1 : ns >> 5;
+}
+
+/* One end of the connection: address and port. */
+static __always_inline __u64 hash_end(const struct packet *p, __u32 at, __u32 port)
+{
+	__u64 h = nh(p->words[at + 1] >> 32, port, config.hash_key[0]);
+
+	if (unlikely(!(p->words[4] >> 56 & WEFT_KIND_IPV4)))
+		h += nh(p->words[at], p->words[at] >> 32, config.hash_key[1]) +
+		     nh(p->words[at + 1], p->words[at + 1] >> 32, config.hash_key[2]);
+	return h;
+}
+
+/* p's sender is the server: it did not send the SYN, or has the lower port. */
+static __always_inline int from_server(const struct packet *p, const struct tcp_conv *c)
+{
+	if (c->opener)
+		return (c->opener & 1) == (p->dir & 1);
+	return bpf_ntohs(p->key.sport) < bpf_ntohs(p->key.dport);
+}
+
+/* p ended the other side's probe after ns: that is how far its sender is. */
+__noinline int tcp_time(const struct packet *p, struct tcp_conv *c, __u64 ns, __u32 class,
+			__u32 handshake)
+{
+	struct latency_key k = {};
+	struct flow_control *ctl;
+	struct tcp_seen *acct;
+	struct tcp_line *l;
+	__u32 zero = 0, t, tick = bpf_jiffies64(), server;
+
+	if (!p || !c)
+		return 0;
+	l = tcp_line_of(p->slot);
+	ctl = bpf_map_lookup_elem(&control, &zero);
+	acct = bpf_map_lookup_elem(&tcp_account, &zero);
+	if (!l || !ctl || !acct)
+		return 0;
+	t = in_32ns(ns);
+	if (!c->least[p->dir & 1] || t < c->least[p->dir & 1])
+		c->least[p->dir & 1] = t;
+	if (handshake) {
+		l->handshake = t;
+	} else {
+		__sync_fetch_and_add(&l->rtt_begun, 1);
+		l->rtt_sum += ns;
+		if (!l->rtt_least || t < l->rtt_least)
+			l->rtt_least = t;
+		/* what the last scan has read is over */
+		if (t > l->rtt_most || (__s32)(l->rtt_tick - (__u32)ctl->scan_jiffies) < 0)
+			l->rtt_most = t;
+		l->rtt_tick = tick;
+		__sync_fetch_and_add(&l->rtt_count, 1);
+	}
+	server = from_server(p, c);
+	__builtin_memcpy(k.server, server ? p->key.src : p->key.dst, 16);
+	k.port = server ? p->key.sport : p->key.dport;
+	k.proto = p->key.proto;
+	k.measure = (handshake ? WEFT_HANDSHAKE_SERVER : WEFT_RTT_SERVER) + !server;
+	k.class = class;
+	add_latency(&k, ns, acct);
+	return 0;
+}
+
+/* What the options of a SYN say; bytes of them are at off. */
+__noinline int read_options(frame_t *ctx, __u32 off, __u32 bytes, struct tcp_line *l)
+{
+	__u32 most = bytes - 1, at = 0; /* an older verifier follows no more than this */
+	__u8 o[72] = {}; /* 40, and what index and length reach past it */
+
+	if (!l)
+		return 0;
+	l->options |= WEFT_TCP_SYN_SEEN;
+	asm volatile("" : "+r"(most)); /* what is checked is what is passed */
+	if (most > 39 || bpf_skb_load_bytes(ctx, off, o, most + 1))
+		return 0;
+	for (int i = 0; i < 12; i++) {
+		__u8 kind, n;
+
+		if (at >= 40)
+			return 0;
+		asm volatile("" : "+r"(at));
+		at &= 63;
+		kind = o[at];
+		n = o[at + 1];
+		if (!kind)
+			return 0;
+		if (kind == 1) {
+			at++;
+			continue;
+		}
+		if (n < 2)
+			return 0;
+		if (kind == 2) {
+			l->mss = o[at + 2] << 8 | o[at + 3];
+		} else if (kind == 3) {
+			l->wscale = o[at + 2];
+			l->options |= WEFT_TCP_WSCALE;
+		} else if (kind == 4) {
+			l->options |= WEFT_TCP_SACK;
+		} else if (kind == 8) {
+			l->options |= WEFT_TCP_TIMESTAMPS;
+		}
+		at += n;
+	}
+	return 0;
+}
+
+static __always_inline void arm(struct tcp_side *me, __u32 probe)
+{
+	me->probe = probe;
+	me->tick = bpf_jiffies64();
+	/* last: who sees the time sees the rest */
+	__sync_lock_test_and_set(&me->probe_ns, bpf_ktime_get_ns());
+}
+
+/* A SYN or SYN-ACK; the number of times that it was sent before. */
+static __always_inline int tcp_opening(const struct packet *p, struct tcp_conv *c,
+				       struct tcp_side *me, struct tcp_side *peer)
+{
+	__u32 dir = p->dir & 1;
+
+	if (me->state & WEFT_TCP_SYN && c->isn[dir] == p->seq && me->state & WEFT_TCP_KNOWN) {
+		me->state |= WEFT_TCP_TWICE;
+		me->probe_ns = 0;
+		return 1;
+	}
+	if (!(p->flags & TCP_ACK)) {
+		/* unless the other side has only sent its SYN too: both open at once */
+		if (!(peer->state & WEFT_TCP_SYN && peer->next == c->isn[dir ^ 1] + 1 &&
+		      !(me->state & WEFT_TCP_KNOWN))) {
+			__builtin_memset(&c->side, 0, sizeof(c->side));
+			c->least[0] = c->least[1] = 0;
+			c->opener = 1 + dir;
+		}
+	} else if (!c->opener) {
+		c->opener = 1 + (dir ^ 1);
+	}
+	c->isn[dir] = p->seq;
+	me->state = WEFT_TCP_KNOWN | WEFT_TCP_SYN;
+	me->next = p->seq + 1 + p->payload;
+	me->ack = p->ack;
+	arm(me, p->seq + 1);
+	return 0;
+}
+
+/* A segment that is not the next one. */
+static __always_inline void tcp_jump(const struct packet *p, struct tcp_conv *c,
+				     struct tcp_side *me, struct tcp_line *l, __u32 end)
+{
+	__u32 dir = p->dir & 1, least;
+	__u64 limit;
+
+	if (ahead(p->seq, me->next) > 0) {
+		if (!(me->state & WEFT_TCP_GAP)) {
+			c->gap[dir] = me->next;
+			c->gap_ns[dir] = bpf_ktime_get_ns();
+			me->state |= WEFT_TCP_GAP;
+		}
+		c->gap_end[dir] = p->seq;
+		me->next = end;
+		return;
+	}
+	if (ahead(me->probe, p->seq) > 0)
+		me->probe_ns = 0;
+	if (me->state & WEFT_TCP_GAP && ahead(p->seq, c->gap[dir]) >= 0 &&
+	    ahead(c->gap_end[dir], p->seq) > 0) {
+		/* nothing is sent again sooner than news of the gap takes to the
+		 * receiver, back to the sender, and here
+		 */
+		least = c->least[0] + c->least[1];
+		limit = least ? (__u64)least << 5 : REORDER_NS;
+		if (bpf_ktime_get_ns() - c->gap_ns[dir] < limit)
+			l->out_of_order += p->packets;
+		else
+			l->lost += p->packets;
+		if (p->seq == c->gap[dir])
+			c->gap[dir] = end;
+		if (ahead(c->gap[dir], c->gap_end[dir]) >= 0)
+			me->state &= ~WEFT_TCP_GAP;
+	} else {
+		l->retransmits += p->packets;
+	}
+	if (ahead(end, me->next) > 0)
+		me->next = end;
+}
+
+static __always_inline void tcp_window(const struct packet *p, struct tcp_conv *c,
+				       struct tcp_side *me, struct tcp_line *l)
+{
+	__u32 dir = p->dir & 1;
+
+	if (!p->window && !(me->state & WEFT_TCP_ZERO)) {
+		me->state |= WEFT_TCP_ZERO;
+		c->zero_ns[dir] = bpf_ktime_get_ns();
+		l->zero_windows++;
+	} else if (p->window && me->state & WEFT_TCP_ZERO) {
+		me->state &= ~WEFT_TCP_ZERO;
+		l->zero_ms += (bpf_ktime_get_ns() - c->zero_ns[dir]) / 1000000;
+	}
+}
+
+/* All that is not the plain next segment or acknowledgement. */
+__noinline int tcp_rare(frame_t *ctx, const struct packet *p, struct tcp_conv *c)
+{
+	struct tcp_side *me, *peer;
+	struct tcp_line *l;
+	__u32 end;
+
+	if (!p || !c)
+		return 0;
+	me = &c->side[p->dir & 1];
+	peer = &c->side[~p->dir & 1];
+	l = tcp_line_of(p->slot);
+	if (!l)
+		return 0;
+	if (p->flags & TCP_RST) {
+		me->probe_ns = peer->probe_ns = 0;
+		return 0;
+	}
+	if (p->flags & TCP_SYN) {
+		if (tcp_opening(p, c, me, peer))
+			l->retransmits += p->packets;
+		else
+			read_options(ctx, p->l4 + sizeof(struct tcphdr), p->options, l);
+		me->window = p->window;
+		return 0;
+	}
+	end = p->seq + p->payload + (p->flags & TCP_FIN);
+	if (!(me->state & WEFT_TCP_KNOWN)) { /* seen from the middle on */
+		me->next = end;
+		me->state |= WEFT_TCP_KNOWN;
+	} else if (end == p->seq) {
+		/* the same acknowledgement again, and the peer is waiting for one */
+		if (p->ack == me->ack && p->window == me->window && p->seq == me->next &&
+		    peer->state & WEFT_TCP_KNOWN && ahead(peer->next, p->ack) > 0)
+			l->dup_acks += p->packets;
+	} else if (p->seq == me->next) {
+		me->next = end;
+		if (!me->probe_ns && !(me->state & WEFT_TCP_GAP))
+			arm(me, end);
+	} else if (!(p->seq + 1 == me->next && p->payload <= 1 && !(p->flags & TCP_FIN))) {
+		tcp_jump(p, c, me, l, end); /* the rest are keep-alives and window probes */
+	}
+	tcp_window(p, c, me, l);
+	me->ack = p->ack;
+	me->window = p->window;
+	return 0;
+}
+
+/* Takes a line for a connection that has none; its index in the pair, or -1. */
+__noinline int tcp_adopt(const struct packet *p, struct tcp_pair *b, __u32 tag)
+{
+	__u32 now = bpf_jiffies64(), zero = 0;
+	struct tcp_seen *acct;
+	struct tcp_conv *c;
+
+	if (!p || !b)
+		return -1;
+	for (__u32 i = 0; i < 2; i++) {
+		c = &b->way[i & 1];
+		/* a new connection takes the place of one that rests; others only of an old one */
+		if (!c->tag || now - c->last > (p->flags & TCP_SYN ? 1024 : 8192)) {
+			c->tag = 0;
+			__builtin_memset((__u8 *)c + 4, 0, sizeof(*c) - 4);
+			c->last = now;
+			__sync_lock_test_and_set(&c->tag, tag);
+			return i;
+		}
+	}
+	acct = bpf_map_lookup_elem(&tcp_account, &zero);
+	if (acct)
+		acct->untracked++;
+	return -1;
+}
+
+static __always_inline void watch_tcp(frame_t *ctx, struct packet *p, const struct link_place *l,
+				      __u32 place)
+{
+	__u64 a = hash_end(p, 0, p->words[4] & 0xffff),
+	      b = hash_end(p, 2, p->words[4] >> 16 & 0xffff);
+	__u64 h = (a + b + place * 0xff51afd7ed558ccdULL) * 0x9e3779b97f4a7c15ULL;
+	__u32 tag = (__u32)h | 1, bucket = (h >> 32) & config.conv_mask, now = bpf_jiffies64(), end;
+	struct tcp_pair *convs = bpf_map_lookup_elem(&tcp_convs, &bucket);
+	struct tcp_side *me, *peer;
+	struct tcp_conv *c;
+	__u64 since;
+	int way;
+
+	if (!convs)
+		return;
+	p->dir = ((a >> 1) - (b >> 1)) >> 63; /* 1: the source's hash is the smaller */
+	c = &convs->way[0];
+	if (unlikely(c->tag != tag)) {
+		c = &convs->way[1];
+		if (unlikely(c->tag != tag)) {
+			way = tcp_adopt(p, convs, tag);
+			if (way < 0)
+				return;
+			c = &convs->way[way & 1];
+		}
+	}
+	if (unlikely(now - c->last > 64))
+		c->last = now;
+	me = &c->side[p->dir & 1];
+	peer = &c->side[~p->dir & 1];
+	since = peer->probe_ns;
+	if (unlikely(since) && p->flags & TCP_ACK && ahead(p->ack, peer->probe) >= 0) {
+		__u64 ns = __sync_lock_test_and_set(&peer->probe_ns, 0);
+
+		/* claimed by this CPU, and still of this connection */
+		if (ns == since && c->tag == tag && !(p->flags & TCP_RST)) {
+			ns = bpf_ktime_get_ns() - ns;
+			if (ns < STALE_NS)
+				tcp_time(p, c, ns, l->class,
+					 peer->state & WEFT_TCP_SYN &&
+						 peer->probe == c->isn[~p->dir & 1] + 1);
+		}
+	}
+	end = p->seq + p->payload;
+	if (likely(!(p->flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
+		   (me->state & ~WEFT_TCP_SYN) == WEFT_TCP_KNOWN && p->window &&
+		   p->seq == me->next)) {
+		if (p->payload) {
+			if (likely(me->probe_ns || me->tick == (__u8)now)) {
+				me->next = end;
+				me->ack = p->ack;
+				me->window = p->window;
+				return;
+			}
+		} else if (p->ack != me->ack) {
+			me->ack = p->ack;
+			me->window = p->window;
+			return;
+		}
+	}
+	tcp_rare(ctx, p, c);
+}
+
+#endif

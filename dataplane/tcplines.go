@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"weft/bpf"
+	"weft/flows"
+)
+
+// tcpKnown is what was read of a slot's TCP line: the counts that grow.
+type tcpKnown struct {
+	rttSum                          uint64
+	rttCount                        uint32
+	retransmits, outOfOrder, lost   uint32
+	dupAcks, zeroWindows, zeroMilli uint32
+}
+
+// gain is what l has more than k, which it brings up to date.
+func (k *tcpKnown) gain(l *bpf.FlowTcpLine) flows.TCPHealth {
+	h := flows.TCPHealth{
+		Handshake:   in32ns(l.Handshake),
+		Retransmits: uint64(l.Retransmits - k.retransmits), OutOfOrder: uint64(l.OutOfOrder - k.outOfOrder),
+		Lost: uint64(l.Lost - k.lost), DupAcks: uint64(l.DupAcks - k.dupAcks),
+		ZeroWindows: uint64(l.ZeroWindows - k.zeroWindows), ZeroWindow: time.Duration(l.ZeroMs-k.zeroMilli) * time.Millisecond,
+		MSS: l.Mss, Options: flows.TCPOptions(l.Options), WindowScale: l.Wscale,
+	}
+	if n := l.RttCount - k.rttCount; n > 0 {
+		h.RTT = flows.RTT{Count: uint64(n), Sum: time.Duration(l.RttSum - k.rttSum), Min: in32ns(l.RttLeast), Max: in32ns(l.RttMost)}
+	}
+	*k = tcpKnown{l.RttSum, l.RttCount, l.Retransmits, l.OutOfOrder, l.Lost, l.DupAcks, l.ZeroWindows, l.ZeroMs}
+	return h
+}
+
+// in32ns is a time of 32 bits in units of 32 ns.
+func in32ns(v uint32) time.Duration { return time.Duration(v) * 32 }
+
+// mapTCP maps the lines beside n slots, if TCP is measured.
+func (t *slotTable) mapTCP(m *ebpf.Map, n int) error {
+	if !t.d.objs.size.tcp {
+		return nil
+	}
+	lines, err := mapArray[bpf.FlowTcpBucket](m, unix.PROT_READ)
+	if err != nil {
+		return err
+	}
+	t.tcp = mapping[bpf.FlowTcpLine]{v: unsafe.Slice(&lines.v[0].Way[0], n), mem: lines.mem}
+	t.lines = make([]tcpKnown, n)
+	return nil
+}
+
+// line is a copy of the TCP line of slot i, whose flow has this key; nil: it has none.
+// When its writer is in the middle of a round trip, three times, the next drain has that.
+func (t *slotTable) line(i int, key *bpf.FlowFlowKey) *bpf.FlowTcpLine {
+	if t.lines == nil || key.Proto != flows.ProtoTCP {
+		return nil
+	}
+	l := &t.tcp.v[i]
+	for range 3 {
+		count := atomic.LoadUint32(&l.RttCount)
+		t.freshLine = *l
+		if atomic.LoadUint32(&l.RttBegun) == count {
+			return &t.freshLine
+		}
+	}
+	k := &t.lines[i]
+	t.freshLine.RttCount, t.freshLine.RttSum = k.rttCount, k.rttSum
+	return &t.freshLine
+}
+
+// leave keeps what was known of the flow that was in slot i until its eviction is read.
+func (t *slotTable) leave(i int, k *known) {
+	at := leftKey{uint32(i), k.gen}
+	t.left[at] = *k
+	if t.lines != nil {
+		t.leftL[at] = t.lines[i]
+		t.lines[i] = tcpKnown{}
+	}
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flows
+
+// trouble is what was dropped of a conversation in the period.
+type trouble struct {
+	packets uint64
+	reasons [4]reasonCount // the first four reasons; others only add to packets
+}
+
+type reasonCount struct {
+	reason  string
+	packets uint64
+}
+
+func (d *trouble) add(reason string, packets uint64) {
+	d.packets += packets
+	for i := range d.reasons {
+		r := &d.reasons[i]
+		if r.packets == 0 {
+			r.reason = reason
+		}
+		if r.reason == reason {
+			r.packets += packets
+			return
+		}
+	}
+}
+
+// most is the reason of most packets.
+func (d *trouble) most() (reason string) {
+	var n uint64
+	for _, r := range d.reasons {
+		if r.packets > n {
+			reason, n = r.reason, r.packets
+		}
+	}
+	return reason
+}
+
+// learn adds what s measured of TCP to c's hop h.
+func (t *Table) learn(h *hop, s *Sample) {
+	if s.TCP == (TCPHealth{}) {
+		return
+	}
+	if h.tcp == 0 {
+		h.tcp = t.health.take()
+	}
+	t.health.at(h.tcp).add(&s.TCP)
+}
+
+// dropped adds the drops of a drain to the conversations they are of. A drop of a
+// conversation that is not known, as of a packet that never reached a watched
+// device, stays in the drop account only.
+func (t *Table) dropped(drops []DropSample) {
+	for i := range drops {
+		d := &drops[i]
+		if d.Overflow || d.Key.Proto == 0 || d.Class == DropNoise {
+			continue
+		}
+		var key convKey
+		key.pack(&Sample{Key: d.Key, At: Point{Netns: d.At.Netns}, Domain: d.Domain})
+		at := t.convs.find(&key, t.convs.hashOf(&key))
+		if at == 0 {
+			continue
+		}
+		c := t.convs.at(at)
+		if c.trouble == 0 {
+			c.trouble = t.troubles.take()
+		}
+		t.troubles.at(c.trouble).add(d.Reason, d.Packets)
+	}
+}
+
+// tell fills what is known beyond counts: r is c's record, told from src.
+func (t *Table) tell(r *Record, c *conversation, src side, why EndReason) {
+	if c.trouble != 0 {
+		d := t.troubles.at(c.trouble)
+		r.Dropped, r.DropReason = d.packets, d.most()
+		t.troubles.give(c.trouble)
+		c.trouble = 0
+	}
+	if c.key.proto != ProtoTCP || c.key.fragment {
+		return
+	}
+	r.TCP = &TCPRecord{
+		SourceReset: c.flags[src]&FlagRST != 0, DestinationReset: c.flags[1-src]&FlagRST != 0,
+		Failure: c.failure(why),
+	}
+	for h := &c.first; h != nil; h = t.after(h) {
+		if h.tcp == 0 {
+			continue
+		}
+		health := t.health.at(h.tcp)
+		if c.chosen[h.from()] == h.where {
+			if h.from() == src {
+				r.TCP.Source = *health
+			} else {
+				r.TCP.Destination = *health
+			}
+		}
+		*health = health.lasting()
+	}
+}
+
+// lasting is what is known of the connection whatever the period.
+func (t *TCPHealth) lasting() TCPHealth {
+	return TCPHealth{Handshake: t.Handshake, MSS: t.MSS, WindowScale: t.WindowScale, Options: t.Options}
+}
+
+// failure is how the connection failed, as far as flags tell.
+func (c *conversation) failure(why EndReason) Failure {
+	if !c.is(convSYN) {
+		if (c.flags[0]|c.flags[1])&FlagRST != 0 && !c.closed() {
+			return FailReset
+		}
+		return FailNone
+	}
+	asked, answer := c.flags[c.opener()], c.flags[1-c.opener()]
+	over := why != EndActiveTimeout
+	switch {
+	case answer == 0:
+		if over && asked&^(FlagECE|FlagCWR) == FlagSYN {
+			return FailUnanswered
+		}
+	case answer&FlagSYN == 0:
+		if answer&FlagRST != 0 && asked&FlagACK == 0 {
+			return FailRefused
+		}
+	case asked&FlagACK == 0:
+		if asked&FlagRST != 0 {
+			return FailAborted
+		}
+		if over {
+			return FailHalfOpen
+		}
+	}
+	if (asked|answer)&FlagRST != 0 && !c.closed() {
+		return FailReset
+	}
+	return FailNone
+}
+
+// closed: both sides said that they were done. What is reset then fails nobody.
+func (c *conversation) closed() bool { return c.flags[0]&c.flags[1]&FlagFIN != 0 }
