@@ -50,6 +50,7 @@ type nsGain struct {
 	flows.Count
 	first, last int64 // Unix ns
 	flags       uint8
+	tcp         flows.TCPHealth
 }
 
 // nsTruth is an interface whose own counters are to be met.
@@ -122,6 +123,7 @@ func (a *nsAgent) take(b flows.Batch) {
 			a.flows[f] = g
 		}
 		g.Add(n)
+		gainTCP(&g.tcp, &s.TCP)
 		g.last, g.flags = max(g.last, s.Last), g.flags|s.TCPFlags
 		if s.First > s.Last {
 			a.wrong = append(a.wrong, fmt.Sprintf("%v: first %d is after last %d", s.Key, s.First, s.Last))

@@ -90,21 +90,29 @@ func (k *talk) sum() {
 	k.t.Helper()
 	k.drain()
 	for _, s := range k.last {
-		h := k.health[s.At.Hook]
 		k.samples[s.At.Hook]++
-		h.RTT.Count += s.TCP.RTT.Count
-		h.RTT.Sum += s.TCP.RTT.Sum
-		h.RTT.Min, h.RTT.Max = s.TCP.RTT.Min, s.TCP.RTT.Max
-		if s.TCP.Handshake != 0 {
-			h.Handshake = s.TCP.Handshake
-		}
-		h.Retransmits += s.TCP.Retransmits
-		h.OutOfOrder += s.TCP.OutOfOrder
-		h.Lost += s.TCP.Lost
-		h.DupAcks += s.TCP.DupAcks
-		h.ZeroWindows += s.TCP.ZeroWindows
-		h.ZeroWindow += s.TCP.ZeroWindow
-		h.MSS, h.WindowScale, h.Options = s.TCP.MSS, s.TCP.WindowScale, s.TCP.Options
+		gainTCP(k.health[s.At.Hook], &s.TCP)
+	}
+}
+
+// gainTCP adds what a sample has.
+func gainTCP(h, s *flows.TCPHealth) {
+	h.RTT.Count += s.RTT.Count
+	h.RTT.Sum += s.RTT.Sum
+	if s.RTT.Count > 0 {
+		h.RTT.Min, h.RTT.Max = s.RTT.Min, max(h.RTT.Max, s.RTT.Max)
+	}
+	if s.Handshake != 0 {
+		h.Handshake = s.Handshake
+	}
+	h.Retransmits += s.Retransmits
+	h.OutOfOrder += s.OutOfOrder
+	h.Lost += s.Lost
+	h.DupAcks += s.DupAcks
+	h.ZeroWindows += s.ZeroWindows
+	h.ZeroWindow += s.ZeroWindow
+	if s.Options != 0 {
+		h.MSS, h.WindowScale, h.Options = s.MSS, s.WindowScale, s.Options
 	}
 }
 

@@ -1,0 +1,466 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weft/bpf"
+	"weft/flows"
+)
+
+// relay moves packets between TUN devices of two namespaces and holds each for a
+// while: a forwarder whose delay is known, since it measures how long it held them.
+type relay struct {
+	t     testing.TB
+	delay time.Duration
+
+	mu   sync.Mutex
+	held [2][]time.Duration // towards the far end, and back
+}
+
+type heldPacket struct {
+	b  []byte
+	at time.Time
+}
+
+// tun makes a TUN device in a namespace.
+func (n *nsSpace) tun(name string) *os.File {
+	n.t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	dev := &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI, Queues: 1, NonPersist: true}
+	n.do(func() error { return netlink.LinkAdd(dev) })
+	n.t.Cleanup(func() { dev.Fds[0].Close() })
+	return dev.Fds[0]
+}
+
+// newRelay joins near to far.
+func newRelay(t testing.TB, near, far *os.File) *relay {
+	r := &relay{t: t}
+	go r.pump(0, near, far)
+	go r.pump(1, far, near)
+	return r
+}
+
+func (r *relay) pump(way int, from, to *os.File) {
+	held := make(chan heldPacket, 1024)
+	go func() {
+		for p := range held {
+			r.mu.Lock()
+			d := r.delay
+			r.mu.Unlock()
+			time.Sleep(d - time.Since(p.at))
+			_, err := to.Write(p.b)
+			r.mu.Lock()
+			r.held[way] = append(r.held[way], time.Since(p.at))
+			r.mu.Unlock()
+			if err != nil && !errors.Is(err, unix.EIO) { // not up yet; else closed: the test is over
+				return
+			}
+		}
+	}()
+	for {
+		b := make([]byte, 2048)
+		n, err := from.Read(b)
+		if err != nil {
+			close(held)
+			return
+		}
+		held <- heldPacket{b[:n], time.Now()}
+	}
+}
+
+// set begins anew with another delay.
+func (r *relay) set(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.delay, r.held = d, [2][]time.Duration{}
+}
+
+// truth is the median of what a packet and its answer were held together.
+func (r *relay) truth() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return median(r.held[0]) + median(r.held[1])
+}
+
+func median(d []time.Duration) time.Duration {
+	d = slices.Sorted(slices.Values(d))
+	return d[len(d)/2]
+}
+
+// delayed is client - relay - host - relay - server, and the agent on the host.
+type delayed struct {
+	host, client, server *nsSpace
+	toClient, toServer   *relay
+	a                    *nsAgent
+	ln                   net.Listener
+}
+
+func newDelayed(t *testing.T) *delayed {
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Fatalf("this kernel has no TUN devices: %v", err)
+	}
+	n := &delayed{host: nsHost(t), client: nsNew(t, "client"), server: nsNew(t, "server")}
+	n.toClient = newRelay(t, n.host.tun("tc0"), n.client.tun("eth0"))
+	n.toServer = newRelay(t, n.host.tun("ts0"), n.server.tun("eth0"))
+	n.host.up("tc0", "10.1.0.1/24")
+	n.host.up("ts0", "10.2.0.1/24")
+	n.client.up("eth0", "10.1.0.2/24")
+	n.server.up("eth0", "10.2.0.2/24")
+	n.client.route("10.2.0.0/24", "10.1.0.1")
+	n.server.route("10.1.0.0/24", "10.2.0.1")
+	n.a = nsStart(t, Options{TCP: true, Interfaces: []string{"tc0", "ts0"}})
+	n.a.await(n.host, "tc0", "ts0")
+	n.server.do(func() (err error) {
+		n.ln, err = net.Listen("tcp", "10.2.0.2:0")
+		return err
+	})
+	t.Cleanup(func() { n.ln.Close() })
+	return n
+}
+
+// pingPong sends count messages, each when the one before was answered, and returns
+// the client's port and what its kernel thinks the round trip is.
+func (n *delayed) pingPong(t *testing.T, count int) (port uint16, rtt time.Duration) {
+	served := make(chan error, 1)
+	go func() {
+		c, err := n.ln.Accept()
+		if err != nil {
+			served <- err
+			return
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(nsPatience))
+		b := make([]byte, 100)
+		for range count {
+			if _, err = c.Read(b); err == nil {
+				_, err = c.Write(b)
+			}
+			if err != nil {
+				break
+			}
+		}
+		served <- err
+	}()
+	n.client.do(func() error {
+		c, err := net.DialTimeout("tcp", n.ln.Addr().String(), nsPatience)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(nsPatience)); err != nil {
+			return err
+		}
+		port = c.LocalAddr().(*net.TCPAddr).AddrPort().Port()
+		b := make([]byte, 100)
+		for range count {
+			if _, err := c.Write(b); err != nil {
+				return err
+			}
+			if _, err := c.Read(b); err != nil {
+				return err
+			}
+		}
+		raw, err := c.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			return err
+		}
+		var info *unix.TCPInfo
+		if cerr := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO) }); cerr != nil {
+			return cerr
+		}
+		if err == nil {
+			rtt = time.Duration(info.Rtt) * time.Microsecond
+		}
+		return err
+	})
+	if err := <-served; err != nil {
+		t.Fatal(err)
+	}
+	return port, rtt
+}
+
+// histogram is the kernel's, of one measure, all servers and devices together.
+func (a *nsAgent) histogram(m flows.Measure) (buckets [bpf.FlowWeftLatencyWEFT_LATENCY_BUCKETS]uint64) {
+	a.t.Helper()
+	var k bpf.FlowLatencyKey
+	var v bpf.FlowLatency
+	for it := a.d.objs.maps[bpf.HealthMapLatencies].Iterate(); it.Next(&k, &v); {
+		if flows.Measure(k.Measure) != m {
+			continue
+		}
+		for i, n := range v.Bucket {
+			buckets[i] += uint64(n)
+		}
+	}
+	return buckets
+}
+
+// bucketIndex is the definition: the i of (2^(i/8), 2^((i+1)/8)] that holds d.
+func bucketIndex(d time.Duration) int {
+	return int(math.Ceil(8*math.Log2(float64(d)))) - 1
+}
+
+// medianBucket is the index of the bucket that holds the median of what came.
+func medianBucket(before, after [bpf.FlowWeftLatencyWEFT_LATENCY_BUCKETS]uint64) (index int, n uint64) {
+	for i := range after {
+		n += after[i] - before[i]
+	}
+	var below uint64
+	for i := range after {
+		if below += after[i] - before[i]; 2*below > n {
+			return i + int(bpf.FlowWeftLatencyWEFT_LATENCY_LOWEST), n
+		}
+	}
+	return -1, n
+}
+
+// TestRoundTripsAndHandshakesAreTheForwardersDelay: what a relay adds on either side
+// of the host is what the host's histograms say, to the bucket.
+func TestRoundTripsAndHandshakesAreTheForwardersDelay(t *testing.T) {
+	n := newDelayed(t)
+	delays := []time.Duration{1, 5, 20, 100}
+	if testing.Short() {
+		delays = delays[2:] // an emulated machine's own path is longer than a bucket of a millisecond
+	}
+	for _, stamps := range []string{"1", "0"} {
+		n.client.sysctl("ipv4/tcp_timestamps", stamps)
+		n.server.sysctl("ipv4/tcp_timestamps", stamps)
+		for _, d := range delays {
+			d *= time.Millisecond
+			t.Run(fmt.Sprintf("%s each way, timestamps %s", d, stamps), func(t *testing.T) { n.check(t, d) })
+		}
+	}
+}
+
+func (n *delayed) check(t *testing.T, d time.Duration) {
+	n.toServer.set(d)
+	n.toClient.set(d / 2)
+	measures := []flows.Measure{flows.RTTServer, flows.RTTClient}
+	var before [flows.NumMeasures][bpf.FlowWeftLatencyWEFT_LATENCY_BUCKETS]uint64
+	for _, m := range measures {
+		before[m] = n.a.histogram(m)
+	}
+	sent := n.client.snmp("RetransSegs") + n.server.snmp("RetransSegs")
+	count := int(min(60, max(8, time.Second/(3*d))))
+	port, rtt := n.pingPong(t, count)
+	n.a.drained()
+	truth := map[flows.Measure]time.Duration{flows.RTTServer: n.toServer.truth(), flows.RTTClient: n.toClient.truth()}
+	for _, m := range measures {
+		got, samples := medianBucket(before[m], n.a.histogram(m))
+		if want := bucketIndex(truth[m]); got < want-1 || got > want+1 {
+			t.Errorf("%s: median in bucket %d, the relay's %s is in %d", m, got, truth[m], want)
+		}
+		if samples < uint64(count)/2 {
+			t.Errorf("%s: got %d samples of %d exchanges", m, samples, count)
+		}
+	}
+	key := flows.Key{Src: netip.AddrPortFrom(netip.MustParseAddr("10.1.0.2"), port), Dst: n.ln.Addr().(*net.TCPAddr).AddrPort(), Proto: 6}
+	back := flows.Key{Src: key.Dst, Dst: key.Src, Proto: 6}
+	client := n.a.healthAt(t, n.a.at(n.host, "ts0", flows.HookEgress), key)
+	server := n.a.healthAt(t, n.a.at(n.host, "ts0", flows.HookIngress), back)
+	near(t, "round trips to both sides, against the client's kernel", client.RTT.Mean()+server.RTT.Mean(), rtt, rtt/6)
+	near(t, "handshake with the server", server.Handshake, truth[flows.RTTServer], truth[flows.RTTServer]/6)
+	near(t, "handshake with the client", client.Handshake, truth[flows.RTTClient], truth[flows.RTTClient]/6)
+	// a late relay makes them send again; the host sees every copy
+	if again := n.client.snmp("RetransSegs") + n.server.snmp("RetransSegs") - sent; client.Retransmits+server.Retransmits != again || client.Lost+server.Lost > 0 {
+		t.Errorf("sent again: the two kernels say %d, got %+v and %+v", again, client, server)
+	}
+}
+
+// near compares with a bound, and half a millisecond for a machine that is busy.
+func near(t *testing.T, what string, got, want, bound time.Duration) {
+	t.Helper()
+	if d := (got - want).Abs(); d > bound+500*time.Microsecond {
+		t.Errorf("%s: got %s, want %s within %s", what, got, want, bound)
+	}
+}
+
+// healthAt is what was measured of a flow at a point.
+func (a *nsAgent) healthAt(t *testing.T, at flows.Point, key flows.Key) flows.TCPHealth {
+	t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for f, g := range a.flows {
+		if f.At == at && f.Key == key {
+			return g.tcp
+		}
+	}
+	t.Fatalf("no flow %v at %v", key, at)
+	return flows.TCPHealth{}
+}
+
+// snmp is a counter of the namespace's own TCP, as nstat shows it.
+func (n *nsSpace) snmp(name string) (value uint64) {
+	n.t.Helper()
+	n.do(func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/snmp")
+		if err != nil {
+			return err
+		}
+		var names []string
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			if f[0] != "Tcp:" {
+				continue
+			}
+			if names == nil {
+				names = f
+				continue
+			}
+			value, err = strconv.ParseUint(f[slices.Index(names, name)], 10, 64)
+			return err
+		}
+		return fmt.Errorf("no %s", name)
+	})
+	return value
+}
+
+// drops makes a device throw away received frames of TCP with data: at random, one of
+// oneIn, or, with burst, so many of each 256 in a row.
+func (n *nsSpace) drops(dev string, oneIn, burst int32) {
+	n.t.Helper()
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { m.Close() })
+	const pass, shot = -1, 2
+	code := asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadMem(asm.R7, asm.R1, 0, asm.Word), // its length
+		asm.JLT.Imm(asm.R7, 200, "pass"),
+	}
+	if burst > 0 {
+		code = append(code,
+			asm.StoreImm(asm.RFP, -4, 0, asm.Word), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -4),
+			asm.LoadMapPtr(asm.R1, m.FD()), asm.FnMapLookupElem.Call(), asm.JEq.Imm(asm.R0, 0, "pass"),
+			asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord), asm.Add.Imm(asm.R1, 1), asm.StoreMem(asm.R0, 0, asm.R1, asm.DWord),
+			asm.And.Imm(asm.R1, 255), asm.JGE.Imm(asm.R1, burst, "pass"),
+		)
+	} else {
+		code = append(code, asm.FnGetPrandomU32.Call(), asm.Mod.Imm32(asm.R0, oneIn), asm.JNE.Imm(asm.R0, 0, "pass"))
+	}
+	code = append(code, asm.Mov.Imm(asm.R0, shot), asm.Return(), asm.Mov.Imm(asm.R0, pass).WithSymbol("pass"), asm.Return())
+	p := nsProgram(n.t, ebpf.SchedCLS, code...)
+	i := n.index(dev)
+	if err := n.h.QdiscAdd(nsClsact(i)); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := n.h.FilterAdd(&netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: i, Parent: netlink.HANDLE_MIN_INGRESS, Priority: 1, Protocol: unix.ETH_P_ALL},
+		Fd:          p.FD(), Name: "loss", DirectAction: true,
+	}); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// TestRetransmitsAreWhatTheSenderCounts: every segment that the client's kernel sent
+// again passed the host again.
+func TestRetransmitsAreWhatTheSenderCounts(t *testing.T) {
+	for name, loss := range map[string][2]int32{"none": {}, "random": {50, 0}, "bursts": {0, 6}} {
+		t.Run(name, func(t *testing.T) {
+			r := nsRouted(t, Options{TCP: true}, 1500, true)
+			r.lossy()
+			if loss != [2]int32{} {
+				r.server.drops("eth0", loss[0], loss[1])
+			}
+			before := r.client.snmp("RetransSegs")
+			from := r.client.tcp(r.server, nsServer4, 4<<20)
+			r.settle()
+			r.a.drained()
+			sent := r.client.snmp("RetransSegs") - before
+			var got flows.TCPHealth
+			r.a.mu.Lock()
+			at := r.a.flowsOf(r.host.index("w0"), from)
+			r.a.mu.Unlock()
+			for _, g := range at {
+				gainTCP(&got, &g.tcp)
+			}
+			r.a.stop()
+			if got.Retransmits != sent {
+				t.Errorf("retransmitted: got %d, the sender counted %d", got.Retransmits, sent)
+			}
+			if got.Lost+got.OutOfOrder != 0 {
+				t.Errorf("nothing is lost or reordered before the host: got %+v", got)
+			}
+			if loss != [2]int32{} && sent == 0 {
+				t.Error("nothing was lost: the test shows nothing")
+			}
+			t.Logf("%d sent again: %+v", sent, got)
+		})
+	}
+}
+
+// flowsOf are the flows from an endpoint at a device's ingress.
+func (a *nsAgent) flowsOf(ifindex int, from netip.AddrPort) (out []*nsGain) {
+	for f, g := range a.flows {
+		if f.At.Ifindex == uint32(ifindex) && f.At.Hook == flows.HookIngress && f.Key.Src == from {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+// TestClosedWindowsAreTimed: a server that does not read for a while.
+func TestClosedWindowsAreTimed(t *testing.T) {
+	r := nsRouted(t, Options{TCP: true}, 1500, true)
+	var ln net.Listener
+	r.server.do(func() (err error) {
+		ln, err = net.Listen("tcp", nsServer4+":0")
+		return err
+	})
+	defer ln.Close()
+	const pause = 300 * time.Millisecond
+	served := make(chan error, 1)
+	go func() {
+		c, err := ln.Accept()
+		if err == nil {
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(nsPatience))
+			time.Sleep(pause)
+			_, err = io.Copy(io.Discard, c)
+		}
+		served <- err
+	}()
+	var from netip.AddrPort
+	r.client.do(func() error {
+		c, err := net.DialTimeout("tcp", ln.Addr().String(), nsPatience)
+		if err != nil {
+			return err
+		}
+		from = c.LocalAddr().(*net.TCPAddr).AddrPort()
+		return nsPush(c.(*net.TCPConn), 16<<20)
+	})
+	if err := <-served; err != nil {
+		t.Fatal(err)
+	}
+	r.settle()
+	r.a.drained()
+	key := flows.Key{Src: ln.Addr().(*net.TCPAddr).AddrPort(), Dst: from, Proto: flows.ProtoTCP}
+	got := r.a.healthAt(t, r.a.at(r.host, "w1", flows.HookIngress), key)
+	if got.ZeroWindows == 0 {
+		t.Errorf("got %+v, want a closed window", got)
+	}
+	within(t, "closed for", got.ZeroWindow, pause/2, 4*pause)
+	r.a.stop()
+}
