@@ -69,7 +69,7 @@ func TestDropsAreReportedWithTheirReason(t *testing.T) {
 	}{
 		{"closed port", dropClosedPort}, {"segments of a GSO frame", dropSegments}, {"full receive buffer", dropReceiveBuffer},
 		{"expired TTL", dropTTL}, {"missing route", dropRoute}, {"reverse path filter", dropReversePath},
-		{"firewall", dropFirewall}, {"queue overflow", dropQueue},
+		{"firewall", dropFirewall}, {"exceeded MTU", dropMTU}, {"queue overflow", dropQueue},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, r) })
 	}
@@ -152,6 +152,27 @@ func dropRoute(t *testing.T, r *dropNet) {
 	to := "203.0.113.1:5004"
 	r.client.datagrams(dropTo(to), dropCount, 100)
 	r.expect(t, r.router, "w0", to, "IP_INNOROUTES", dropCount, 100)
+}
+
+// dropMTU sends what the next device cannot take and nobody may cut.
+func dropMTU(t *testing.T, r *dropNet) {
+	out := r.router.link("w1")
+	if err := r.router.h.LinkSetMTU(out, 1300); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		to, at string // IPv6 has given the packet to the next device by then
+		option [3]int
+	}{
+		{dropServer4 + ":5009", "w0", [3]int{unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE}},
+		{"[" + dropServer6 + "]:5009", "w1", [3]int{unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE}},
+	} {
+		r.client.datagrams(dropTo(c.to), dropCount, 1400, c.option)
+		r.expect(t, r.router, c.at, c.to, "PKT_TOO_BIG", dropCount, 1400)
+	}
+	if err := r.router.h.LinkSetMTU(out, 1500); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func dropReversePath(t *testing.T, r *dropNet) {
