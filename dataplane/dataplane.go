@@ -186,6 +186,9 @@ func (d *Dataplane) drainAll(out chan<- flows.Batch, last bool) error {
 			d.turnOff(Capability{Name: "drop tracing", Needs: dropsNeed, Err: err.Error()})
 		}
 	}
+	if seen.TCP, err = d.objs.tcpAccount(); err != nil {
+		return err
+	}
 	if devices := d.devices.Load(); devices != nil {
 		seen.Devices = *devices
 	}

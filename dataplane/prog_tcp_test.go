@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/bpf"
 	"weft/flows"
 )
 
@@ -357,5 +358,59 @@ func TestSimultaneousOpenAndReusedPortsStayApart(t *testing.T) {
 		if h.OutOfOrder+h.Lost != 0 {
 			t.Errorf("%s: got %+v, want no gaps between two connections", hook, h)
 		}
+	}
+}
+
+// More connections than lines: what is not measured is counted, and no line is shared.
+func TestConnectionsWithoutALineAreCounted(t *testing.T) {
+	h := newHarness(t, Options{TCP: true, Slots: 1024}, 14)
+	lines := uint64(2 * h.d.objs.size.connectionPairs())
+	const others = 4
+	total := others * lines
+	for i := range total {
+		h.run(flows.HookIngress, tcpFrameOf(uint32(i)), 1, nil)
+	}
+	acct := h.drain()
+	if acct.TCP.Untracked < total-lines || acct.TCP.Untracked >= total {
+		t.Errorf("untracked: got %d of %d packets with %d lines", acct.TCP.Untracked, total, lines)
+	}
+	if got := h.totalFlows(); got.Packets != total {
+		t.Errorf("flows: got %d packets, want %d", got.Packets, total)
+	}
+}
+
+// tcpFrameOf is a segment of connection n.
+func tcpFrameOf(n uint32) []byte {
+	h := tcp(flows.FlagACK)
+	return frame(ethIPv4, ip4(6, len(h), func(ip []byte) { binary.BigEndian.PutUint32(ip[12:], 11<<24|n) }), h)
+}
+
+// More servers than histograms: their times go to the overflow histogram, counted.
+func TestServersWithoutRoomShareOneHistogram(t *testing.T) {
+	k := newTalk(t, false)
+	const more = 100
+	for i := range times + more {
+		k.sport = uint16(1000 + i)
+		k.client, k.server = uint32(i)*1000, uint32(i)*77
+		k.open(0, 0)
+	}
+	acct := k.drain()
+	if acct.TCP.Lost != 0 || acct.TCP.Overflowed < more {
+		t.Errorf("got %+v, want at least %d overflowed and none lost", acct.TCP, more)
+	}
+	var sum, overflow, entries uint64
+	var key bpf.FlowLatencyKey
+	var v bpf.FlowLatency
+	for it := k.d.objs.maps[bpf.HealthMapLatencies].Iterate(); it.Next(&key, &v); {
+		entries++
+		for _, n := range v.Bucket {
+			sum += uint64(n)
+			if key.Server == ([16]byte{}) {
+				overflow += uint64(n)
+			}
+		}
+	}
+	if want := uint64(2 * (times + more)); sum != want || overflow != acct.TCP.Overflowed || entries > times {
+		t.Errorf("got %d times in %d histograms, %d of them without a server; want %d in at most %d, and %d", sum, entries, overflow, want, times, acct.TCP.Overflowed)
 	}
 }

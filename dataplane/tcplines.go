@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"fmt"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -82,4 +83,21 @@ func (t *slotTable) leave(i int, k *known) {
 		t.leftL[at] = t.lines[i]
 		t.lines[i] = tcpKnown{}
 	}
+}
+
+// tcpAccount sums what the CPUs could not measure.
+func (o *objects) tcpAccount() (sum flows.TCPAccount, err error) {
+	if !o.size.tcp {
+		return sum, nil
+	}
+	var cpus []bpf.FlowTcpSeen
+	if err := o.maps[bpf.HealthMapTcpAccount].Lookup(uint32(0), &cpus); err != nil {
+		return sum, fmt.Errorf("read the account of TCP: %w", err)
+	}
+	for _, c := range cpus {
+		sum.Untracked += c.Untracked
+		sum.Overflowed += c.Overflow
+		sum.Lost += c.Lost
+	}
+	return sum, nil
 }

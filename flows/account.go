@@ -71,6 +71,15 @@ type Account struct {
 	Points  []PointAccount
 	Drops   DropAccount
 	Devices []DeviceDrops // the latest reading; nil: not read
+	TCP     TCPAccount
+}
+
+// TCPAccount is what measuring TCP left out, cumulative since the agent started.
+// Zero: nothing, or TCP is not measured.
+type TCPAccount struct {
+	Untracked  uint64 // packets of connections for which no line was free: counted in flows, not measured
+	Overflowed uint64 // times in the histograms without a server, since there was no room for another
+	Lost       uint64 // times in no histogram
 }
 
 // SinkAccount says where every record that was offered to a sink is.
