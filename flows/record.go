@@ -93,6 +93,9 @@ type Record struct {
 	DropReason string
 	DNS        *DNS // nil: none seen
 
+	// Who the two ends are; nil: not known. Shared: not to be written to.
+	Source, Destination *Entity
+
 	// The owners of the sockets, where they are on this host and known; else nil.
 	SourceProcess, DestinationProcess *Process
 
