@@ -6,11 +6,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +20,9 @@ import (
 	"weft/exporter/api"
 	"weft/flows"
 )
+
+// DefaultFinish is how long a closing sink waits for its receiver's next answer.
+const DefaultFinish = 2 * time.Second
 
 // OTLPConfig says where OTLP goes. What is empty here is taken from the OTEL_*
 // variables: OTEL_EXPORTER_OTLP_[LOGS_|METRICS_]{ENDPOINT, INSECURE, CERTIFICATE,
@@ -35,6 +38,7 @@ type OTLPConfig struct {
 	Headers     map[string]string // sent with every request
 
 	Flush   time.Duration // how long records gather into one request; 0: one second
+	Finish  time.Duration // longest wait for the receiver's next answer when closing; 0: [DefaultFinish]
 	Metrics time.Duration // between two exports of the ledger; 0: ten seconds
 	Queue   int           // records that may wait; 0: [DefaultQueue]
 
@@ -62,6 +66,20 @@ func (c OTLPConfig) Check() error {
 	return err
 }
 
+// InForce is c with the endpoint, protocol and compression that the OTEL_*
+// variables and the defaults give where c says nothing; for both signals those
+// of the logs.
+func (c OTLPConfig) InForce() OTLPConfig {
+	s := settings{"LOGS", c.getenv()}
+	if !c.Wanted() {
+		s.getenv = func(string) string { return "" } // not looked at
+	}
+	c.Endpoint = s.get("ENDPOINT", setting{"", c.Endpoint}).value
+	c.Protocol = cmp.Or(s.get("PROTOCOL", setting{"", c.Protocol}).value, "grpc")
+	c.Compression = cmp.Or(s.get("COMPRESSION", setting{"", c.Compression}).value, "gzip")
+	return c
+}
+
 func (c OTLPConfig) getenv() func(string) string {
 	if c.Getenv != nil {
 		return c.Getenv
@@ -84,17 +102,19 @@ type OTLP struct {
 	queue   *queue
 	encoder encoder
 	flush   time.Duration
+	finish  time.Duration
 	logs    *link // nil: records are not exported
 	metrics *link // nil: the ledger is not exported
 
 	mu     sync.Mutex
 	ledger flows.Ledger // the latest
 
-	ctx    context.Context // of every request; ended by Close's deadline
-	cancel context.CancelFunc
-	stop   chan struct{} // closed by Close
-	once   sync.Once
-	work   sync.WaitGroup
+	ctx     context.Context // of every request; ended by Close's deadline
+	cancel  context.CancelFunc
+	stop    chan struct{}              // closed by Close
+	closing atomic.Pointer[time.Timer] // of Close's patience; nil before it
+	once    sync.Once
+	work    sync.WaitGroup
 }
 
 // NewOTLP starts the sink. It does not wait for a connection. The error joins
@@ -109,7 +129,7 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 	}
 	o := &OTLP{
 		queue: newQueue("otlp", c.Queue), encoder: newEncoder(resource, c.Version, time.Now()),
-		flush: cmp.Or(c.Flush, time.Second), stop: make(chan struct{}),
+		flush: cmp.Or(c.Flush, time.Second), finish: cmp.Or(c.Finish, DefaultFinish), stop: make(chan struct{}),
 	}
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	if logs.endpoint != "" {
@@ -147,25 +167,25 @@ func (o *OTLP) Export(_ context.Context, w flows.Window) error {
 // Account says where every record is.
 func (o *OTLP) Account() flows.SinkAccount { return o.queue.snapshot() }
 
-// Close sends what waits and the latest ledger until ctx ends; what was not
-// acknowledged by then is Lost["shutdown"], and the error says how many records
-// that is. Closing again does nothing.
+// Close sends what waits and the latest ledger until ctx ends, or until the
+// receiver has answered nothing for OTLPConfig.Finish; what was not acknowledged
+// by then is Lost["shutdown"], which is no error. Closing again does nothing.
 func (o *OTLP) Close(ctx context.Context) error {
 	var errs []error
 	o.once.Do(func() {
 		close(o.stop)
 		o.queue.close()
 		stopWaiting := context.AfterFunc(ctx, o.cancel)
+		impatient := time.AfterFunc(o.finish, o.cancel)
+		o.closing.Store(impatient)
 		o.work.Wait()
+		impatient.Stop()
 		stopWaiting()
 		o.cancel()
 		for _, l := range []*link{o.logs, o.metrics} {
 			if l != nil {
 				errs = append(errs, l.conn.Close())
 			}
-		}
-		if lost := o.queue.snapshot().Lost["shutdown"]; lost > 0 {
-			errs = append(errs, fmt.Errorf("close otlp: %d records not delivered: %s", lost, o.logs.describe()))
 		}
 	})
 	return errors.Join(errs...)
@@ -206,6 +226,10 @@ func (o *OTLP) sendBatch(client collogs.LogsServiceClient, batch *collogs.Export
 		o.queue.settle(0, n, "refused")
 	default:
 		o.queue.settle(0, n, "shutdown")
+		return
+	}
+	if impatient := o.closing.Load(); impatient != nil {
+		impatient.Reset(o.finish) // it answers, so waiting on is worth it
 	}
 }
 
@@ -239,11 +263,16 @@ func (o *OTLP) sendMetrics(every time.Duration) {
 // Status is the sink for `flowctl status`.
 func (o *OTLP) Status() *api.SinkStatus {
 	s := &api.SinkStatus{Account: AccountToWire(o.Account())}
+	well := true
 	if o.logs != nil {
-		s.Target, s.State = o.logs.target.endpoint, o.logs.describe()
+		s.Target = o.logs.target.endpoint
+		s.State, well = o.logs.describe()
 	}
 	if o.metrics != nil {
-		s.Target, s.State = cmp.Or(s.Target, o.metrics.target.endpoint), cmp.Or(s.State, o.metrics.describe())
+		s.Target = cmp.Or(s.Target, o.metrics.target.endpoint)
+		if text, fine := o.metrics.describe(); s.State == "" || well && !fine {
+			s.State = "metrics " + text
+		}
 		for state, n := range o.metrics.counts() {
 			if state == stateOK {
 				s.MetricsSent += n

@@ -211,3 +211,20 @@ func certificate(t *testing.T) (certFile, keyFile string) {
 	}
 	return certFile, keyFile
 }
+
+func TestSettingsInForceAreThoseOfVariablesAndDefaults(t *testing.T) {
+	for name, c := range map[string]struct {
+		config OTLPConfig
+		want   [3]string
+	}{
+		"nothing":       {OTLPConfig{Getenv: env()}, [3]string{"", "grpc", "gzip"}},
+		"no endpoint":   {OTLPConfig{Getenv: env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")}, [3]string{"", "grpc", "gzip"}},
+		"variables":     {OTLPConfig{Getenv: env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://a:1", "OTEL_EXPORTER_OTLP_LOGS_COMPRESSION", "none")}, [3]string{"http://a:1", "grpc", "none"}},
+		"configuration": {OTLPConfig{Endpoint: "http://b:1", Compression: "gzip", Getenv: env("OTEL_EXPORTER_OTLP_COMPRESSION", "none")}, [3]string{"http://b:1", "grpc", "gzip"}},
+	} {
+		got := c.config.InForce()
+		if have := [3]string{got.Endpoint, got.Protocol, got.Compression}; have != c.want {
+			t.Errorf("%s: got %q, want %q", name, have, c.want)
+		}
+	}
+}

@@ -3,6 +3,7 @@
 package exporter
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"slices"
@@ -129,6 +130,7 @@ func (r *receiver) start(t *testing.T, c OTLPConfig) *OTLP {
 	if c.Getenv == nil {
 		c.Getenv = env()
 	}
+	c.Finish = cmp.Or(c.Finish, time.Hour) // so that closeOTLP's deadline counts
 	o, err := NewOTLP(c)
 	if err != nil {
 		t.Fatal(err)

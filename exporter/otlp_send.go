@@ -38,14 +38,16 @@ type link struct {
 	log    *slog.Logger
 
 	mu       sync.Mutex
-	state    string // what the last answer meant: see the constants
-	detail   string // the answer
+	state    string    // what the last answer meant: see the constants
+	detail   string    // the answer
+	undone   time.Time // when the first request was made since when none was answered for good; zero: none is due
 	requests map[string]uint64
 }
 
 // States of a link and outcomes of requests.
 const (
 	stateIdle    = "idle"     // nothing sent yet
+	stateWait    = "waiting"  // no answer yet; only told, no outcome
 	stateOK      = "ok"       // acknowledged
 	stateRetry   = "retrying" // not delivered, tried again
 	stateRefused = "refused"  // will not be accepted, not tried again
@@ -91,6 +93,7 @@ func (l *link) once(ctx context.Context, send call) (state string, rejected int6
 	if l.target.headers != nil {
 		ctx = metadata.NewOutgoingContext(ctx, l.target.headers)
 	}
+	l.begin()
 	limited, cancel := context.WithTimeout(ctx, l.target.timeout)
 	defer cancel()
 	rejected, message, err := send(limited)
@@ -155,11 +158,23 @@ func retryable(err error) (bool, time.Duration) {
 	return false, 0
 }
 
+// begin notes that an answer is due.
+func (l *link) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.undone.IsZero() {
+		l.undone = time.Now()
+	}
+}
+
 // note counts a request and logs when the state changes.
 func (l *link) note(state, detail string) {
 	l.mu.Lock()
 	before := l.state
 	l.state, l.detail = state, detail
+	if state != stateRetry {
+		l.undone = time.Time{}
+	}
 	l.requests[state]++
 	l.mu.Unlock()
 	if state == before {
@@ -181,14 +196,21 @@ func (l *link) note(state, detail string) {
 	}
 }
 
-// describe is the state with its reason, for people.
-func (l *link) describe() string {
+// describe is the state with its reason, for people, and whether all is well. A
+// request is waited for when it is without an answer for more than a second.
+func (l *link) describe() (text string, well bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.detail == "" {
-		return l.state
+	since := " since " + l.undone.UTC().Format(time.RFC3339)
+	switch {
+	case l.state == stateRetry:
+		return l.state + since + ": " + l.detail, false
+	case !l.undone.IsZero() && time.Since(l.undone) > time.Second:
+		return stateWait + since + " for an answer", false
+	case l.detail == "":
+		return l.state, true
 	}
-	return l.state + ": " + l.detail
+	return l.state + ": " + l.detail, l.state == stateOK
 }
 
 // counts is how many requests ended in which state.

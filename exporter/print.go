@@ -4,8 +4,10 @@ package exporter
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
+	"syscall"
 
 	"weft/flows"
 )
@@ -13,8 +15,9 @@ import (
 // Print is a sink that writes records for a person, in any [Format]. A slow
 // reader does not hold the drain up: records wait in a bounded queue.
 //
-// After a failed write it writes no more: the failure is logged once, and these
-// and all further records are Lost["write_failed"]. Writing to a closed pipe as
+// After a failed write it writes no more: the failure is logged once (a reader
+// that left is none to log), and these and all further records are
+// Lost["write_failed"]. Writing to a closed pipe as
 // standard output also raises SIGPIPE, which ends a program that does not
 // ask for the signal with os/signal.
 type Print struct {
@@ -47,8 +50,8 @@ func (p *Print) Export(_ context.Context, w flows.Window) error {
 func (p *Print) Account() flows.SinkAccount { return p.queue.snapshot() }
 
 // Close writes what waits and returns when the worker is gone, or when ctx ends:
-// then what still waits is Lost["shutdown"], and a write that hangs is left
-// behind. The error is the one that stopped the writing, or ctx's.
+// then what still waits is Lost["shutdown"], which is no error, and a write that
+// hangs is left behind. The error is the one that stopped the writing.
 func (p *Print) Close(ctx context.Context) error {
 	p.queue.close()
 	select {
@@ -56,7 +59,7 @@ func (p *Print) Close(ctx context.Context) error {
 		return p.failed
 	case <-ctx.Done():
 		p.queue.abandon("shutdown")
-		return ctx.Err()
+		return nil
 	}
 }
 
@@ -78,7 +81,7 @@ func (p *Print) work() {
 
 func (p *Print) write(text []byte, records int) {
 	if p.failed == nil {
-		if _, p.failed = p.out.Write(text); p.failed != nil {
+		if _, p.failed = p.out.Write(text); p.failed != nil && !errors.Is(p.failed, syscall.EPIPE) {
 			p.log.Error("printing flows stopped", "err", p.failed)
 		}
 	}

@@ -13,11 +13,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -28,12 +30,17 @@ import (
 // DefaultSocket is where the agent listens and flowctl asks.
 const DefaultSocket = "/run/weft/weft.sock"
 
+// lastWords is how long [Server.Close] waits for readers that are behind.
+const lastWords = time.Second
+
 // Server is the local API over a unix socket.
 type Server struct {
 	store  *Store
 	status func() *api.StatusResponse
 	lis    *net.UnixListener
 	grpc   *grpc.Server
+	stop   chan struct{} // closed by Close: followers read to the end and no further
+	once   sync.Once
 	done   chan struct{}
 	err    error // of serving, once done is closed
 
@@ -54,8 +61,9 @@ func ListenSocket(path, group string, store *Store, status func() *api.StatusRes
 		return nil, err
 	}
 	s := &Server{
-		store: store, status: status, lis: lis, done: make(chan struct{}),
-		grpc: grpc.NewServer(grpc.WaitForHandlers(true), grpc.MaxConcurrentStreams(64)),
+		store: store, status: status, lis: lis, stop: make(chan struct{}), done: make(chan struct{}),
+		grpc: grpc.NewServer(grpc.WaitForHandlers(true), grpc.MaxConcurrentStreams(64),
+			grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingEvery / 2})),
 	}
 	api.RegisterWeftServer(s.grpc, s)
 	go func() {
@@ -67,25 +75,28 @@ func ListenSocket(path, group string, store *Store, status func() *api.StatusRes
 	return s, nil
 }
 
-// Close ends every request, removes the socket and returns when all of the
+// Close lets followers read to the end of the store, those that are quick
+// enough, ends every request, removes the socket and returns when all of the
 // server's goroutines are gone. The error is the one that ended serving early.
 func (s *Server) Close() error {
-	s.grpc.Stop()
+	s.once.Do(func() { close(s.stop) })
+	slow := time.AfterFunc(lastWords, s.grpc.Stop)
+	s.grpc.GracefulStop()
+	slow.Stop()
 	<-s.done
 	return s.err
 }
 
 // Observe streams records; see [Store.Observe].
 func (s *Server) Observe(req *api.ObserveRequest, stream grpc.ServerStreamingServer[api.ObserveResponse]) error {
-	q := Query{Last: int(req.Last), Since: time.Duration(req.SinceNs), Follow: req.Follow}
-	for _, t := range req.Terms {
-		q.Terms = append(q.Terms, flows.Term{Kind: t.GetKind(), Value: string(t.GetValue()), Negate: t.GetNegate()})
-	}
+	q := Query{Last: int(req.Last), Since: time.Duration(req.SinceNs), Follow: req.Follow, stop: s.stop}
+	q.after = Cursor{req.GetAfter().GetStore(), req.GetAfter().GetNext()}
+	q.Terms = termsFromWire(req.Terms)
 	if _, err := flows.ParseFilter(q.Terms); err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
-	return s.store.Observe(stream.Context(), q, func(records []flows.Record, lost uint64) error {
-		m := &api.ObserveResponse{Lost: lost, Records: make([]*api.Record, len(records))}
+	return s.store.Observe(stream.Context(), q, func(records []flows.Record, lost uint64, next Cursor) error {
+		m := &api.ObserveResponse{Lost: lost, Next: &api.Cursor{Store: next.Store, Next: next.Next}, Records: make([]*api.Record, len(records))}
 		for i := range records {
 			m.Records[i] = &api.Record{}
 			toWire(m.Records[i], &records[i])
@@ -98,18 +109,21 @@ func (s *Server) Observe(req *api.ObserveRequest, stream grpc.ServerStreamingSer
 // reader is quick enough for. Before the first ledger it waits for it.
 func (s *Server) Ledger(req *api.LedgerRequest, stream grpc.ServerStreamingServer[api.LedgerResponse]) error {
 	var sent flows.Ledger
-	for {
+	for last := false; ; {
 		l, changed := s.store.Ledger()
 		if !l.At.Equal(sent.At) { // not After: the wall clock may have been set back
 			if err := stream.Send(&api.LedgerResponse{Ledger: ledgerToWire(&l)}); err != nil {
 				return err
 			}
-			if sent = l; !req.Follow {
-				return nil
-			}
+			sent, last = l, last || !req.Follow
+		}
+		if last {
+			return nil
 		}
 		select {
 		case <-changed:
+		case <-s.stop:
+			last = true
 		case <-stream.Context().Done():
 			return nil
 		}

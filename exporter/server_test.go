@@ -38,7 +38,7 @@ func serve(t *testing.T, s *Store, status func() *api.StatusResponse) string {
 
 func dial(t *testing.T, path string) *Client {
 	t.Helper()
-	c, err := Dial("unix://" + path)
+	c, err := Dial(t.Context(), ClientOptions{Server: "unix://" + path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,44 +236,18 @@ func TestBadFilterIsTheCallersMistake(t *testing.T) {
 
 func TestAbsentAgentIsAnErrorThatNamesTheMend(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "weft.sock")
-	if _, err := Dial("unix://" + path); err == nil || !strings.Contains(err.Error(), path) ||
+	if _, err := Dial(t.Context(), ClientOptions{Server: "unix://" + path}); err == nil || !strings.Contains(err.Error(), path) ||
 		!strings.Contains(err.Error(), "is weftd running? start it with make run") {
 		t.Errorf("no socket: got %v, want its path and the mend", err)
 	}
 	leaveStaleSocket(t, path)
-	if _, err := Dial(path); err == nil || !strings.Contains(err.Error(), "is weftd running? start it with make run") {
+	if _, err := Dial(t.Context(), ClientOptions{Server: path}); err == nil || !strings.Contains(err.Error(), "is weftd running? start it with make run") {
 		t.Errorf("stale socket: got %v, want the mend", err)
 	}
 	for _, server := range []string{"", "localhost:80", "http://localhost", "unix://relative"} {
-		if _, err := Dial(server); !errors.Is(err, ErrUsage) {
+		if _, err := Dial(t.Context(), ClientOptions{Server: server}); !errors.Is(err, ErrUsage) {
 			t.Errorf("%q: got %v, want a usage error", server, err)
 		}
-	}
-}
-
-func TestFollowerLearnsThatTheAgentStopped(t *testing.T) {
-	checkNoLeak(t)
-	s := NewStore(10)
-	path := filepath.Join(t.TempDir(), "weft.sock")
-	server, err := ListenSocket(path, "", s, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := dial(t, path)
-	export(t, s, tcpRecord(1))
-	var last error
-	for o, err := range c.Observe(t.Context(), Query{Follow: true, Last: 1}) {
-		if last = err; o.Record != nil {
-			if err := server.Close(); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if last == nil || !strings.Contains(last.Error(), path) {
-		t.Errorf("got %v, want an error that names the agent's socket", last)
-	}
-	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("after close: got %v for the socket, want it removed", err)
 	}
 }
 

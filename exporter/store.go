@@ -4,6 +4,8 @@ package exporter
 
 import (
 	"context"
+	"math"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -34,6 +36,9 @@ const chunkBytes = 64 << 10
 // Records are kept encoded in one block without pointers, so the garbage
 // collector never looks at them.
 type Store struct {
+	Live Live // what happens now, for those who watch
+
+	id      uint64 // tells one run of the agent from another; never 0
 	mu      sync.Mutex
 	slots   []slot // ring, by sequence number
 	block   []byte // ring of encoded records, each in one piece
@@ -60,6 +65,7 @@ func NewStore(records int) *Store {
 		records = DefaultStore
 	}
 	return &Store{
+		id:      1 + rand.Uint64N(math.MaxUint64),
 		slots:   make([]slot, records),
 		block:   make([]byte, max(records*storeRecordBytes, minStoreBytes)),
 		account: flows.SinkAccount{Name: "store", Lost: map[string]uint64{}},
@@ -147,14 +153,29 @@ type Query struct {
 	Since  time.Duration // only records that ended within this time before now; 0: no limit
 	Follow bool          // go on with new records; without Last and Since: only with new ones
 	Terms  []flows.Term  // which records; see flows.ParseFilter
+
+	after Cursor          // go on from here instead; zero: from the start
+	stop  <-chan struct{} // closed: follow what is stored to its end, and no further
 }
 
+// Cursor is a reader's place among the records of one run of an agent. The zero
+// Cursor is no place.
+type Cursor struct {
+	Store uint64 // which run
+	Next  uint64 // sequence number of the first record not read yet
+}
+
+// emitter takes what [Store.Observe] found: records, how many were lost before
+// them, and the place behind them.
+type emitter func(records []flows.Record, lost uint64, next Cursor) error
+
 // Observe hands the records that q chooses to emit, oldest first, and follows
-// new ones if asked until ctx ends, which is no error. A reader that is slower
-// than the store forgets does not hold it up: it is told how many records went
-// out before it came to them, before filtering. The slice is valid during the
-// call. Errors: a bad filter, or emit's.
-func (s *Store) Observe(ctx context.Context, q Query, emit func(records []flows.Record, lost uint64) error) error {
+// new ones if asked until ctx ends, which is no error; then it emits its first
+// place at once and every later one, also without records. A reader that is
+// slower than the store forgets does not hold it up: it is told how many records
+// went out before it came to them, before filtering. The slice is valid during
+// the call. Errors: a bad filter, or emit's.
+func (s *Store) Observe(ctx context.Context, q Query, emit emitter) error {
 	filter, err := flows.ParseFilter(q.Terms)
 	if err != nil {
 		return err
@@ -165,6 +186,10 @@ func (s *Store) Observe(ctx context.Context, q Query, emit func(records []flows.
 	}
 	first, end, changed := s.state()
 	switch {
+	case q.after.Store == s.id:
+		r.at, r.after = min(q.after.Next, end), 0
+	case q.after.Store != 0:
+		r.at, r.after = 0, 0 // of an earlier run: all that this one made is new
 	case q.Last > 0:
 		r.at = r.lastMatching(first, end, q.Last)
 	case q.Follow && q.Since <= 0:
@@ -172,16 +197,21 @@ func (s *Store) Observe(ctx context.Context, q Query, emit func(records []flows.
 	default:
 		r.at = first
 	}
-	for {
+	if q.Follow {
+		if err := emit(nil, 0, Cursor{s.id, r.at}); err != nil {
+			return err
+		}
+	}
+	for last := !q.Follow; ; {
 		for r.at < end && ctx.Err() == nil {
 			records, lost := r.read(end)
-			if len(records) > 0 || lost > 0 {
-				if err := emit(records, lost); err != nil {
+			if len(records) > 0 || lost > 0 || q.Follow {
+				if err := emit(records, lost, Cursor{s.id, r.at}); err != nil {
 					return err
 				}
 			}
 		}
-		if !q.Follow {
+		if last {
 			return ctx.Err()
 		}
 		r.after = 0 // what is stored from here on is new, whenever it ended
@@ -189,6 +219,8 @@ func (s *Store) Observe(ctx context.Context, q Query, emit func(records []flows.
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		case <-q.stop:
+			last = true
 		}
 		_, end, changed = s.state()
 	}

@@ -3,7 +3,9 @@
 package exporter
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"weft/exporter/api"
@@ -180,6 +182,9 @@ func pointLedgerToWire(p *flows.PointLedger) *api.PointLedger {
 			m.Skipped = append(m.Skipped, &api.Skipped{Reason: flows.SkipReason(reason).String(), Count: countToWire(c)})
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(p.Foreign)) {
+		m.Skipped = append(m.Skipped, &api.Skipped{Reason: name, Count: countToWire(p.Foreign[name])})
+	}
 	return m
 }
 
@@ -192,11 +197,15 @@ func pointLedgerFromWire(m *api.PointLedger) flows.PointLedger {
 	}
 	p.At, p.Hop = PointFromWire(m.GetAt())
 	for _, s := range m.GetSkipped() {
-		for reason := range flows.NumSkip {
-			if reason.String() == s.Reason {
-				p.Skipped[reason] = countFromWire(s.Count)
-			}
+		n := countFromWire(s.Count)
+		if reason, ok := flows.SkipReasonNamed(s.Reason); ok {
+			p.Skipped[reason].Add(n)
+			continue
 		}
+		if p.Foreign == nil {
+			p.Foreign = map[string]flows.Count{}
+		}
+		p.Foreign[s.Reason] = p.Foreign[s.Reason].Plus(n)
 	}
 	return p
 }

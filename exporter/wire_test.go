@@ -42,7 +42,9 @@ func fill(t *testing.T, v reflect.Value, n *int64) {
 		}
 	case reflect.Map:
 		v.Set(reflect.MakeMap(v.Type()))
-		v.SetMapIndex(reflect.ValueOf("queue_full"), reflect.ValueOf(uint64(*n)))
+		value := reflect.New(v.Type().Elem()).Elem()
+		fill(t, value, n)
+		v.SetMapIndex(reflect.ValueOf("queue_full"), value)
 	case reflect.String:
 		v.SetString("name\xff" + string(rune('a'+*n%26)))
 	case reflect.Bool:
@@ -124,4 +126,22 @@ func FuzzWireNeverPanics(f *testing.F) {
 			t.Fatalf("no JSON for %+v", r)
 		}
 	})
+}
+
+func TestReasonsOfANewerAgentStayInTheSum(t *testing.T) {
+	m := ledgerToWire(&flows.Ledger{At: t0, Points: []flows.PointLedger{{Seen: flows.Count{Packets: 10, Bytes: 100}, InTable: flows.Count{Packets: 7, Bytes: 70}}}})
+	m.Points[0].Skipped = append(m.Points[0].Skipped,
+		&api.Skipped{Reason: "truncated", Count: &api.Count{Packets: 2, Bytes: 20}},
+		&api.Skipped{Reason: "quantum_foam", Count: &api.Count{Packets: 1, Bytes: 10}})
+	l := ledgerFromWire(m)
+	if err := l.Check(); err != nil {
+		t.Errorf("got %v, want a ledger that balances with a reason this version has no name for", err)
+	}
+	p := l.Points[0]
+	if p.Foreign["quantum_foam"].Packets != 1 || p.Skipped[flows.SkipTruncated].Packets != 2 || p.TotalSkipped() != (flows.Count{Packets: 3, Bytes: 30}) {
+		t.Errorf("got %+v, want both reasons under their own names", p)
+	}
+	if again := ledgerToWire(&l); !proto.Equal(again, m) {
+		t.Errorf("passed on: got %v, want %v", again, m)
+	}
 }

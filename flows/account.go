@@ -2,7 +2,10 @@
 
 package flows
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Count is a number of wire packets and of their L2 bytes.
 type Count struct{ Packets, Bytes uint64 }
@@ -47,6 +50,12 @@ func (r SkipReason) String() string {
 		return skipNames[r]
 	}
 	return "unknown"
+}
+
+// SkipReasonNamed is the reason whose String is name; false: this version has none.
+func SkipReasonNamed(name string) (SkipReason, bool) {
+	i := slices.Index(skipNames[:], name)
+	return SkipReason(max(i, 0)), i >= 0
 }
 
 // PointAccount is what the kernel counted at a point since it was attached,

@@ -23,29 +23,33 @@ type Ledger struct {
 }
 
 // PointLedger is one point's account:
-// Seen = Flows + sum(Skipped) + InTable + Unaccounted, and
+// Seen = Flows + sum(Skipped) + sum(Foreign) + InTable + Unaccounted, and
 // Flows = Recorded + Open.
 type PointLedger struct {
 	At          Point
 	Hop         Hop
-	Seen        Count          // counted before any table
-	GSO         Count          // see [PointAccount]
-	Flows       Count          // drained from the kernel into conversations
-	Recorded    Count          // of those, in records already made
-	Open        Count          // of those, in conversations still open
-	Skipped     [NumSkip]Count // in no flow, by reason
-	InTable     Count          // counted, and to be read by the next drain
-	Unaccounted SignedCount    // what no line above explains: zero, or a bug
+	Seen        Count            // counted before any table
+	GSO         Count            // see [PointAccount]
+	Flows       Count            // drained from the kernel into conversations
+	Recorded    Count            // of those, in records already made
+	Open        Count            // of those, in conversations still open
+	Skipped     [NumSkip]Count   // in no flow, by reason
+	Foreign     map[string]Count // the same, by reasons that only another version knows; nil: none
+	InTable     Count            // counted, and to be read by the next drain
+	Unaccounted SignedCount      // what no line above explains: zero, or a bug
 }
 
 // SignedCount is a difference of counts: positive, seen but nowhere; negative,
 // counted more often than seen.
 type SignedCount struct{ Packets, Bytes int64 }
 
-// TotalSkipped is the sum of p.Skipped.
+// TotalSkipped is the sum of p.Skipped and p.Foreign.
 func (p PointLedger) TotalSkipped() Count {
 	var sum Count
 	for _, c := range p.Skipped {
+		sum.Add(c)
+	}
+	for _, c := range p.Foreign {
 		sum.Add(c)
 	}
 	return sum

@@ -33,6 +33,7 @@ type ObserveRequest struct {
 	SinceNs       int64                  `protobuf:"varint,2,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"` // only records that ended within this duration before now; 0: no limit
 	Follow        bool                   `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`                  // go on with new records; alone (no last, no since): only new ones
 	Terms         []*Term                `protobuf:"bytes,4,rep,name=terms,proto3" json:"terms,omitempty"`                     // flows.Term: all must hold as flows.ParseFilter reads them
+	After         *Cursor                `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`                     // go on from here; last and since_ns are then not looked at
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -95,6 +96,66 @@ func (x *ObserveRequest) GetTerms() []*Term {
 	return nil
 }
 
+func (x *ObserveRequest) GetAfter() *Cursor {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+// Cursor is a reader's place among the records of one run of an agent.
+type Cursor struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Store         uint64                 `protobuf:"fixed64,1,opt,name=store,proto3" json:"store,omitempty"` // which run; 0: no place
+	Next          uint64                 `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`    // the first record not read yet
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cursor) Reset() {
+	*x = Cursor{}
+	mi := &file_weft_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cursor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cursor) ProtoMessage() {}
+
+func (x *Cursor) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
+func (*Cursor) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Cursor) GetStore() uint64 {
+	if x != nil {
+		return x.Store
+	}
+	return 0
+}
+
+func (x *Cursor) GetNext() uint64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
 type Term struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
@@ -106,7 +167,7 @@ type Term struct {
 
 func (x *Term) Reset() {
 	*x = Term{}
-	mi := &file_weft_proto_msgTypes[1]
+	mi := &file_weft_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -118,7 +179,7 @@ func (x *Term) String() string {
 func (*Term) ProtoMessage() {}
 
 func (x *Term) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[1]
+	mi := &file_weft_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -131,7 +192,7 @@ func (x *Term) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Term.ProtoReflect.Descriptor instead.
 func (*Term) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{1}
+	return file_weft_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Term) GetKind() string {
@@ -159,13 +220,14 @@ type ObserveResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Records       []*Record              `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
 	Lost          uint64                 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"` // records that went out of the store before this reader came to them
+	Next          *Cursor                `protobuf:"bytes,3,opt,name=next,proto3" json:"next,omitempty"`  // behind these records. With follow the first response comes at once, to tell it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ObserveResponse) Reset() {
 	*x = ObserveResponse{}
-	mi := &file_weft_proto_msgTypes[2]
+	mi := &file_weft_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -177,7 +239,7 @@ func (x *ObserveResponse) String() string {
 func (*ObserveResponse) ProtoMessage() {}
 
 func (x *ObserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[2]
+	mi := &file_weft_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -190,7 +252,7 @@ func (x *ObserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObserveResponse.ProtoReflect.Descriptor instead.
 func (*ObserveResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{2}
+	return file_weft_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ObserveResponse) GetRecords() []*Record {
@@ -205,6 +267,13 @@ func (x *ObserveResponse) GetLost() uint64 {
 		return x.Lost
 	}
 	return 0
+}
+
+func (x *ObserveResponse) GetNext() *Cursor {
+	if x != nil {
+		return x.Next
+	}
+	return nil
 }
 
 // Record is flows.Record. Its encoded size is the cost of a stored record.
@@ -239,7 +308,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_weft_proto_msgTypes[3]
+	mi := &file_weft_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -251,7 +320,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[3]
+	mi := &file_weft_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -264,7 +333,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{3}
+	return file_weft_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Record) GetSourceAddress() []byte {
@@ -450,7 +519,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_weft_proto_msgTypes[4]
+	mi := &file_weft_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -462,7 +531,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[4]
+	mi := &file_weft_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -475,7 +544,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{4}
+	return file_weft_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Hop) GetNetns() uint64 {
@@ -578,7 +647,7 @@ type LedgerRequest struct {
 
 func (x *LedgerRequest) Reset() {
 	*x = LedgerRequest{}
-	mi := &file_weft_proto_msgTypes[5]
+	mi := &file_weft_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +659,7 @@ func (x *LedgerRequest) String() string {
 func (*LedgerRequest) ProtoMessage() {}
 
 func (x *LedgerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[5]
+	mi := &file_weft_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +672,7 @@ func (x *LedgerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerRequest.ProtoReflect.Descriptor instead.
 func (*LedgerRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{5}
+	return file_weft_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LedgerRequest) GetFollow() bool {
@@ -622,7 +691,7 @@ type LedgerResponse struct {
 
 func (x *LedgerResponse) Reset() {
 	*x = LedgerResponse{}
-	mi := &file_weft_proto_msgTypes[6]
+	mi := &file_weft_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +703,7 @@ func (x *LedgerResponse) String() string {
 func (*LedgerResponse) ProtoMessage() {}
 
 func (x *LedgerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[6]
+	mi := &file_weft_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +716,7 @@ func (x *LedgerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerResponse.ProtoReflect.Descriptor instead.
 func (*LedgerResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{6}
+	return file_weft_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LedgerResponse) GetLedger() *Ledger {
@@ -667,7 +736,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_weft_proto_msgTypes[7]
+	mi := &file_weft_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -679,7 +748,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[7]
+	mi := &file_weft_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -692,7 +761,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{7}
+	return file_weft_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Count) GetPackets() uint64 {
@@ -724,7 +793,7 @@ type Ledger struct {
 
 func (x *Ledger) Reset() {
 	*x = Ledger{}
-	mi := &file_weft_proto_msgTypes[8]
+	mi := &file_weft_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +805,7 @@ func (x *Ledger) String() string {
 func (*Ledger) ProtoMessage() {}
 
 func (x *Ledger) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[8]
+	mi := &file_weft_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +818,7 @@ func (x *Ledger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ledger.ProtoReflect.Descriptor instead.
 func (*Ledger) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{8}
+	return file_weft_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Ledger) GetAt() int64 {
@@ -812,7 +881,7 @@ type PointLedger struct {
 
 func (x *PointLedger) Reset() {
 	*x = PointLedger{}
-	mi := &file_weft_proto_msgTypes[9]
+	mi := &file_weft_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +893,7 @@ func (x *PointLedger) String() string {
 func (*PointLedger) ProtoMessage() {}
 
 func (x *PointLedger) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[9]
+	mi := &file_weft_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +906,7 @@ func (x *PointLedger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointLedger.ProtoReflect.Descriptor instead.
 func (*PointLedger) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{9}
+	return file_weft_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PointLedger) GetAt() *Point {
@@ -923,7 +992,7 @@ type Point struct {
 
 func (x *Point) Reset() {
 	*x = Point{}
-	mi := &file_weft_proto_msgTypes[10]
+	mi := &file_weft_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +1004,7 @@ func (x *Point) String() string {
 func (*Point) ProtoMessage() {}
 
 func (x *Point) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[10]
+	mi := &file_weft_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1017,7 @@ func (x *Point) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Point.ProtoReflect.Descriptor instead.
 func (*Point) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{10}
+	return file_weft_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Point) GetNetns() uint64 {
@@ -988,7 +1057,7 @@ func (x *Point) GetNetnsName() []byte {
 
 type Skipped struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // a reader keeps and adds up those it does not know
 	Count         *Count                 `protobuf:"bytes,2,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -996,7 +1065,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_weft_proto_msgTypes[11]
+	mi := &file_weft_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1077,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[11]
+	mi := &file_weft_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1090,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{11}
+	return file_weft_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Skipped) GetReason() string {
@@ -1051,7 +1120,7 @@ type SinkAccount struct {
 
 func (x *SinkAccount) Reset() {
 	*x = SinkAccount{}
-	mi := &file_weft_proto_msgTypes[12]
+	mi := &file_weft_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1132,7 @@ func (x *SinkAccount) String() string {
 func (*SinkAccount) ProtoMessage() {}
 
 func (x *SinkAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[12]
+	mi := &file_weft_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1145,7 @@ func (x *SinkAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkAccount.ProtoReflect.Descriptor instead.
 func (*SinkAccount) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{12}
+	return file_weft_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SinkAccount) GetName() string {
@@ -1114,6 +1183,389 @@ func (x *SinkAccount) GetLost() map[string]uint64 {
 	return nil
 }
 
+// TopRequest names a ranking as flows.ParseTop does.
+type TopRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	By            string                 `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
+	Order         string                 `protobuf:"bytes,2,opt,name=order,proto3" json:"order,omitempty"`
+	Rows          uint32                 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`                      // at most so many; 0: 20
+	EveryNs       int64                  `protobuf:"varint,4,opt,name=every_ns,json=everyNs,proto3" json:"every_ns,omitempty"` // kept to the drain interval; 0: one drain
+	Terms         []*Term                `protobuf:"bytes,5,rep,name=terms,proto3" json:"terms,omitempty"`                     // which conversations
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopRequest) Reset() {
+	*x = TopRequest{}
+	mi := &file_weft_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopRequest) ProtoMessage() {}
+
+func (x *TopRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopRequest.ProtoReflect.Descriptor instead.
+func (*TopRequest) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *TopRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *TopRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *TopRequest) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *TopRequest) GetEveryNs() int64 {
+	if x != nil {
+		return x.EveryNs
+	}
+	return 0
+}
+
+func (x *TopRequest) GetTerms() []*Term {
+	if x != nil {
+		return x.Terms
+	}
+	return nil
+}
+
+// TopResponse is flows.Ranking.
+type TopResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         int64                  `protobuf:"fixed64,1,opt,name=start,proto3" json:"start,omitempty"`
+	End           int64                  `protobuf:"fixed64,2,opt,name=end,proto3" json:"end,omitempty"`
+	Rows          []*TopRow              `protobuf:"bytes,3,rep,name=rows,proto3" json:"rows,omitempty"`
+	Of            uint64                 `protobuf:"varint,4,opt,name=of,proto3" json:"of,omitempty"`
+	Total         *TopRow                `protobuf:"bytes,5,opt,name=total,proto3" json:"total,omitempty"`
+	Over          uint64                 `protobuf:"varint,6,opt,name=over,proto3" json:"over,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopResponse) Reset() {
+	*x = TopResponse{}
+	mi := &file_weft_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopResponse) ProtoMessage() {}
+
+func (x *TopResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
+func (*TopResponse) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *TopResponse) GetStart() int64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *TopResponse) GetEnd() int64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *TopResponse) GetRows() []*TopRow {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *TopResponse) GetOf() uint64 {
+	if x != nil {
+		return x.Of
+	}
+	return 0
+}
+
+func (x *TopResponse) GetTotal() *TopRow {
+	if x != nil {
+		return x.Total
+	}
+	return nil
+}
+
+func (x *TopResponse) GetOver() uint64 {
+	if x != nil {
+		return x.Over
+	}
+	return 0
+}
+
+// TopRow is flows.TopRow.
+type TopRow struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Netns              uint64                 `protobuf:"varint,1,opt,name=netns,proto3" json:"netns,omitempty"`
+	Vlan               uint32                 `protobuf:"varint,2,opt,name=vlan,proto3" json:"vlan,omitempty"`
+	InnerVlan          uint32                 `protobuf:"varint,3,opt,name=inner_vlan,json=innerVlan,proto3" json:"inner_vlan,omitempty"`
+	SourceAddress      []byte                 `protobuf:"bytes,4,opt,name=source_address,json=sourceAddress,proto3" json:"source_address,omitempty"`
+	DestinationAddress []byte                 `protobuf:"bytes,5,opt,name=destination_address,json=destinationAddress,proto3" json:"destination_address,omitempty"`
+	SourcePort         uint32                 `protobuf:"varint,6,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`
+	DestinationPort    uint32                 `protobuf:"varint,7,opt,name=destination_port,json=destinationPort,proto3" json:"destination_port,omitempty"`
+	Protocol           uint32                 `protobuf:"varint,8,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Interface          []byte                 `protobuf:"bytes,9,opt,name=interface,proto3" json:"interface,omitempty"`
+	NetnsName          []byte                 `protobuf:"bytes,10,opt,name=netns_name,json=netnsName,proto3" json:"netns_name,omitempty"`
+	Reason             []byte                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
+	Class              []byte                 `protobuf:"bytes,12,opt,name=class,proto3" json:"class,omitempty"`
+	Packets            uint64                 `protobuf:"varint,13,opt,name=packets,proto3" json:"packets,omitempty"`
+	Bytes              uint64                 `protobuf:"varint,14,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	ReversePackets     uint64                 `protobuf:"varint,15,opt,name=reverse_packets,json=reversePackets,proto3" json:"reverse_packets,omitempty"`
+	ReverseBytes       uint64                 `protobuf:"varint,16,opt,name=reverse_bytes,json=reverseBytes,proto3" json:"reverse_bytes,omitempty"`
+	Flows              uint64                 `protobuf:"varint,17,opt,name=flows,proto3" json:"flows,omitempty"`
+	Drops              uint64                 `protobuf:"varint,18,opt,name=drops,proto3" json:"drops,omitempty"`
+	Retransmits        uint64                 `protobuf:"varint,19,opt,name=retransmits,proto3" json:"retransmits,omitempty"`
+	RttCount           uint64                 `protobuf:"varint,20,opt,name=rtt_count,json=rttCount,proto3" json:"rtt_count,omitempty"`
+	RttSum             int64                  `protobuf:"varint,21,opt,name=rtt_sum,json=rttSum,proto3" json:"rtt_sum,omitempty"`
+	RttMin             int64                  `protobuf:"varint,22,opt,name=rtt_min,json=rttMin,proto3" json:"rtt_min,omitempty"`
+	RttMax             int64                  `protobuf:"varint,23,opt,name=rtt_max,json=rttMax,proto3" json:"rtt_max,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *TopRow) Reset() {
+	*x = TopRow{}
+	mi := &file_weft_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopRow) ProtoMessage() {}
+
+func (x *TopRow) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopRow.ProtoReflect.Descriptor instead.
+func (*TopRow) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *TopRow) GetNetns() uint64 {
+	if x != nil {
+		return x.Netns
+	}
+	return 0
+}
+
+func (x *TopRow) GetVlan() uint32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+func (x *TopRow) GetInnerVlan() uint32 {
+	if x != nil {
+		return x.InnerVlan
+	}
+	return 0
+}
+
+func (x *TopRow) GetSourceAddress() []byte {
+	if x != nil {
+		return x.SourceAddress
+	}
+	return nil
+}
+
+func (x *TopRow) GetDestinationAddress() []byte {
+	if x != nil {
+		return x.DestinationAddress
+	}
+	return nil
+}
+
+func (x *TopRow) GetSourcePort() uint32 {
+	if x != nil {
+		return x.SourcePort
+	}
+	return 0
+}
+
+func (x *TopRow) GetDestinationPort() uint32 {
+	if x != nil {
+		return x.DestinationPort
+	}
+	return 0
+}
+
+func (x *TopRow) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *TopRow) GetInterface() []byte {
+	if x != nil {
+		return x.Interface
+	}
+	return nil
+}
+
+func (x *TopRow) GetNetnsName() []byte {
+	if x != nil {
+		return x.NetnsName
+	}
+	return nil
+}
+
+func (x *TopRow) GetReason() []byte {
+	if x != nil {
+		return x.Reason
+	}
+	return nil
+}
+
+func (x *TopRow) GetClass() []byte {
+	if x != nil {
+		return x.Class
+	}
+	return nil
+}
+
+func (x *TopRow) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *TopRow) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *TopRow) GetReversePackets() uint64 {
+	if x != nil {
+		return x.ReversePackets
+	}
+	return 0
+}
+
+func (x *TopRow) GetReverseBytes() uint64 {
+	if x != nil {
+		return x.ReverseBytes
+	}
+	return 0
+}
+
+func (x *TopRow) GetFlows() uint64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *TopRow) GetDrops() uint64 {
+	if x != nil {
+		return x.Drops
+	}
+	return 0
+}
+
+func (x *TopRow) GetRetransmits() uint64 {
+	if x != nil {
+		return x.Retransmits
+	}
+	return 0
+}
+
+func (x *TopRow) GetRttCount() uint64 {
+	if x != nil {
+		return x.RttCount
+	}
+	return 0
+}
+
+func (x *TopRow) GetRttSum() int64 {
+	if x != nil {
+		return x.RttSum
+	}
+	return 0
+}
+
+func (x *TopRow) GetRttMin() int64 {
+	if x != nil {
+		return x.RttMin
+	}
+	return 0
+}
+
+func (x *TopRow) GetRttMax() int64 {
+	if x != nil {
+		return x.RttMax
+	}
+	return 0
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1122,7 +1574,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_weft_proto_msgTypes[13]
+	mi := &file_weft_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1586,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[13]
+	mi := &file_weft_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1599,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{13}
+	return file_weft_proto_rawDescGZIP(), []int{17}
 }
 
 // StatusResponse is the agent and its data plane as plain data.
@@ -1176,7 +1628,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_weft_proto_msgTypes[14]
+	mi := &file_weft_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1640,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[14]
+	mi := &file_weft_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1653,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{14}
+	return file_weft_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -1333,7 +1785,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_weft_proto_msgTypes[15]
+	mi := &file_weft_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1797,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[15]
+	mi := &file_weft_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1810,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{15}
+	return file_weft_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Setting) GetKey() string {
@@ -1388,7 +1840,7 @@ type SinkStatus struct {
 
 func (x *SinkStatus) Reset() {
 	*x = SinkStatus{}
-	mi := &file_weft_proto_msgTypes[16]
+	mi := &file_weft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1852,7 @@ func (x *SinkStatus) String() string {
 func (*SinkStatus) ProtoMessage() {}
 
 func (x *SinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[16]
+	mi := &file_weft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1865,7 @@ func (x *SinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStatus.ProtoReflect.Descriptor instead.
 func (*SinkStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{16}
+	return file_weft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SinkStatus) GetAccount() *SinkAccount {
@@ -1461,7 +1913,7 @@ type MemoryUse struct {
 
 func (x *MemoryUse) Reset() {
 	*x = MemoryUse{}
-	mi := &file_weft_proto_msgTypes[17]
+	mi := &file_weft_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1925,7 @@ func (x *MemoryUse) String() string {
 func (*MemoryUse) ProtoMessage() {}
 
 func (x *MemoryUse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[17]
+	mi := &file_weft_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1938,7 @@ func (x *MemoryUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryUse.ProtoReflect.Descriptor instead.
 func (*MemoryUse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{17}
+	return file_weft_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MemoryUse) GetName() string {
@@ -1514,7 +1966,7 @@ type PointStatus struct {
 
 func (x *PointStatus) Reset() {
 	*x = PointStatus{}
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1978,7 @@ func (x *PointStatus) String() string {
 func (*PointStatus) ProtoMessage() {}
 
 func (x *PointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1991,7 @@ func (x *PointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointStatus.ProtoReflect.Descriptor instead.
 func (*PointStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{18}
+	return file_weft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PointStatus) GetAt() *Point {
@@ -1576,7 +2028,7 @@ type ProgramStatus struct {
 
 func (x *ProgramStatus) Reset() {
 	*x = ProgramStatus{}
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +2040,7 @@ func (x *ProgramStatus) String() string {
 func (*ProgramStatus) ProtoMessage() {}
 
 func (x *ProgramStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +2053,7 @@ func (x *ProgramStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgramStatus.ProtoReflect.Descriptor instead.
 func (*ProgramStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{19}
+	return file_weft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ProgramStatus) GetName() string {
@@ -1650,7 +2102,7 @@ type Capability struct {
 
 func (x *Capability) Reset() {
 	*x = Capability{}
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +2114,7 @@ func (x *Capability) String() string {
 func (*Capability) ProtoMessage() {}
 
 func (x *Capability) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +2127,7 @@ func (x *Capability) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capability.ProtoReflect.Descriptor instead.
 func (*Capability) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{20}
+	return file_weft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Capability) GetName() string {
@@ -1712,7 +2164,7 @@ type DrainStatus struct {
 
 func (x *DrainStatus) Reset() {
 	*x = DrainStatus{}
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +2176,7 @@ func (x *DrainStatus) String() string {
 func (*DrainStatus) ProtoMessage() {}
 
 func (x *DrainStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +2189,7 @@ func (x *DrainStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainStatus.ProtoReflect.Descriptor instead.
 func (*DrainStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{21}
+	return file_weft_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DrainStatus) GetDrains() uint64 {
@@ -1780,19 +2232,24 @@ var File_weft_proto protoreflect.FileDescriptor
 const file_weft_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"weft.proto\x12\vweft.api.v1\"\x80\x01\n" +
+	"weft.proto\x12\vweft.api.v1\"\xab\x01\n" +
 	"\x0eObserveRequest\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\rR\x04last\x12\x19\n" +
 	"\bsince_ns\x18\x02 \x01(\x03R\asinceNs\x12\x16\n" +
 	"\x06follow\x18\x03 \x01(\bR\x06follow\x12'\n" +
-	"\x05terms\x18\x04 \x03(\v2\x11.weft.api.v1.TermR\x05terms\"H\n" +
+	"\x05terms\x18\x04 \x03(\v2\x11.weft.api.v1.TermR\x05terms\x12)\n" +
+	"\x05after\x18\x05 \x01(\v2\x13.weft.api.v1.CursorR\x05after\"2\n" +
+	"\x06Cursor\x12\x14\n" +
+	"\x05store\x18\x01 \x01(\x06R\x05store\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\x04R\x04next\"H\n" +
 	"\x04Term\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x16\n" +
-	"\x06negate\x18\x03 \x01(\bR\x06negate\"T\n" +
+	"\x06negate\x18\x03 \x01(\bR\x06negate\"}\n" +
 	"\x0fObserveResponse\x12-\n" +
 	"\arecords\x18\x01 \x03(\v2\x13.weft.api.v1.RecordR\arecords\x12\x12\n" +
-	"\x04lost\x18\x02 \x01(\x04R\x04lost\"\xd5\x05\n" +
+	"\x04lost\x18\x02 \x01(\x04R\x04lost\x12'\n" +
+	"\x04next\x18\x03 \x01(\v2\x13.weft.api.v1.CursorR\x04next\"\xd5\x05\n" +
 	"\x06Record\x12%\n" +
 	"\x0esource_address\x18\x01 \x01(\fR\rsourceAddress\x12/\n" +
 	"\x13destination_address\x18\x02 \x01(\fR\x12destinationAddress\x12\x1f\n" +
@@ -1881,7 +2338,49 @@ const file_weft_proto_rawDesc = "" +
 	"\x04lost\x18\x05 \x03(\v2\".weft.api.v1.SinkAccount.LostEntryR\x04lost\x1a7\n" +
 	"\tLostEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x0f\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x8a\x01\n" +
+	"\n" +
+	"TopRequest\x12\x0e\n" +
+	"\x02by\x18\x01 \x01(\tR\x02by\x12\x14\n" +
+	"\x05order\x18\x02 \x01(\tR\x05order\x12\x12\n" +
+	"\x04rows\x18\x03 \x01(\rR\x04rows\x12\x19\n" +
+	"\bevery_ns\x18\x04 \x01(\x03R\aeveryNs\x12'\n" +
+	"\x05terms\x18\x05 \x03(\v2\x11.weft.api.v1.TermR\x05terms\"\xad\x01\n" +
+	"\vTopResponse\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x10R\x05start\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\x10R\x03end\x12'\n" +
+	"\x04rows\x18\x03 \x03(\v2\x13.weft.api.v1.TopRowR\x04rows\x12\x0e\n" +
+	"\x02of\x18\x04 \x01(\x04R\x02of\x12)\n" +
+	"\x05total\x18\x05 \x01(\v2\x13.weft.api.v1.TopRowR\x05total\x12\x12\n" +
+	"\x04over\x18\x06 \x01(\x04R\x04over\"\xb0\x05\n" +
+	"\x06TopRow\x12\x14\n" +
+	"\x05netns\x18\x01 \x01(\x04R\x05netns\x12\x12\n" +
+	"\x04vlan\x18\x02 \x01(\rR\x04vlan\x12\x1d\n" +
+	"\n" +
+	"inner_vlan\x18\x03 \x01(\rR\tinnerVlan\x12%\n" +
+	"\x0esource_address\x18\x04 \x01(\fR\rsourceAddress\x12/\n" +
+	"\x13destination_address\x18\x05 \x01(\fR\x12destinationAddress\x12\x1f\n" +
+	"\vsource_port\x18\x06 \x01(\rR\n" +
+	"sourcePort\x12)\n" +
+	"\x10destination_port\x18\a \x01(\rR\x0fdestinationPort\x12\x1a\n" +
+	"\bprotocol\x18\b \x01(\rR\bprotocol\x12\x1c\n" +
+	"\tinterface\x18\t \x01(\fR\tinterface\x12\x1d\n" +
+	"\n" +
+	"netns_name\x18\n" +
+	" \x01(\fR\tnetnsName\x12\x16\n" +
+	"\x06reason\x18\v \x01(\fR\x06reason\x12\x14\n" +
+	"\x05class\x18\f \x01(\fR\x05class\x12\x18\n" +
+	"\apackets\x18\r \x01(\x04R\apackets\x12\x14\n" +
+	"\x05bytes\x18\x0e \x01(\x04R\x05bytes\x12'\n" +
+	"\x0freverse_packets\x18\x0f \x01(\x04R\x0ereversePackets\x12#\n" +
+	"\rreverse_bytes\x18\x10 \x01(\x04R\freverseBytes\x12\x14\n" +
+	"\x05flows\x18\x11 \x01(\x04R\x05flows\x12\x14\n" +
+	"\x05drops\x18\x12 \x01(\x04R\x05drops\x12 \n" +
+	"\vretransmits\x18\x13 \x01(\x04R\vretransmits\x12\x1b\n" +
+	"\trtt_count\x18\x14 \x01(\x04R\brttCount\x12\x17\n" +
+	"\artt_sum\x18\x15 \x01(\x03R\x06rttSum\x12\x17\n" +
+	"\artt_min\x18\x16 \x01(\x03R\x06rttMin\x12\x17\n" +
+	"\artt_max\x18\x17 \x01(\x03R\x06rttMax\"\x0f\n" +
 	"\rStatusRequest\"\xeb\x04\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
@@ -1935,10 +2434,11 @@ const file_weft_proto_rawDesc = "" +
 	"\x04live\x18\x02 \x01(\x04R\x04live\x12\x12\n" +
 	"\x04used\x18\x03 \x01(\x04R\x04used\x12\x1c\n" +
 	"\tevictions\x18\x04 \x01(\x04R\tevictions\x12\x17\n" +
-	"\alast_ns\x18\x05 \x01(\x03R\x06lastNs2\xd6\x01\n" +
+	"\alast_ns\x18\x05 \x01(\x03R\x06lastNs2\x92\x02\n" +
 	"\x04Weft\x12F\n" +
 	"\aObserve\x12\x1b.weft.api.v1.ObserveRequest\x1a\x1c.weft.api.v1.ObserveResponse0\x01\x12C\n" +
-	"\x06Ledger\x12\x1a.weft.api.v1.LedgerRequest\x1a\x1b.weft.api.v1.LedgerResponse0\x01\x12A\n" +
+	"\x06Ledger\x12\x1a.weft.api.v1.LedgerRequest\x1a\x1b.weft.api.v1.LedgerResponse0\x01\x12:\n" +
+	"\x03Top\x12\x17.weft.api.v1.TopRequest\x1a\x18.weft.api.v1.TopResponse0\x01\x12A\n" +
 	"\x06Status\x12\x1a.weft.api.v1.StatusRequest\x1a\x1b.weft.api.v1.StatusResponseB\x17Z\x15weft/exporter/api;apib\x06proto3"
 
 var (
@@ -1953,70 +2453,81 @@ func file_weft_proto_rawDescGZIP() []byte {
 	return file_weft_proto_rawDescData
 }
 
-var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_weft_proto_goTypes = []any{
 	(*ObserveRequest)(nil),  // 0: weft.api.v1.ObserveRequest
-	(*Term)(nil),            // 1: weft.api.v1.Term
-	(*ObserveResponse)(nil), // 2: weft.api.v1.ObserveResponse
-	(*Record)(nil),          // 3: weft.api.v1.Record
-	(*Hop)(nil),             // 4: weft.api.v1.Hop
-	(*LedgerRequest)(nil),   // 5: weft.api.v1.LedgerRequest
-	(*LedgerResponse)(nil),  // 6: weft.api.v1.LedgerResponse
-	(*Count)(nil),           // 7: weft.api.v1.Count
-	(*Ledger)(nil),          // 8: weft.api.v1.Ledger
-	(*PointLedger)(nil),     // 9: weft.api.v1.PointLedger
-	(*Point)(nil),           // 10: weft.api.v1.Point
-	(*Skipped)(nil),         // 11: weft.api.v1.Skipped
-	(*SinkAccount)(nil),     // 12: weft.api.v1.SinkAccount
-	(*StatusRequest)(nil),   // 13: weft.api.v1.StatusRequest
-	(*StatusResponse)(nil),  // 14: weft.api.v1.StatusResponse
-	(*Setting)(nil),         // 15: weft.api.v1.Setting
-	(*SinkStatus)(nil),      // 16: weft.api.v1.SinkStatus
-	(*MemoryUse)(nil),       // 17: weft.api.v1.MemoryUse
-	(*PointStatus)(nil),     // 18: weft.api.v1.PointStatus
-	(*ProgramStatus)(nil),   // 19: weft.api.v1.ProgramStatus
-	(*Capability)(nil),      // 20: weft.api.v1.Capability
-	(*DrainStatus)(nil),     // 21: weft.api.v1.DrainStatus
-	nil,                     // 22: weft.api.v1.SinkAccount.LostEntry
+	(*Cursor)(nil),          // 1: weft.api.v1.Cursor
+	(*Term)(nil),            // 2: weft.api.v1.Term
+	(*ObserveResponse)(nil), // 3: weft.api.v1.ObserveResponse
+	(*Record)(nil),          // 4: weft.api.v1.Record
+	(*Hop)(nil),             // 5: weft.api.v1.Hop
+	(*LedgerRequest)(nil),   // 6: weft.api.v1.LedgerRequest
+	(*LedgerResponse)(nil),  // 7: weft.api.v1.LedgerResponse
+	(*Count)(nil),           // 8: weft.api.v1.Count
+	(*Ledger)(nil),          // 9: weft.api.v1.Ledger
+	(*PointLedger)(nil),     // 10: weft.api.v1.PointLedger
+	(*Point)(nil),           // 11: weft.api.v1.Point
+	(*Skipped)(nil),         // 12: weft.api.v1.Skipped
+	(*SinkAccount)(nil),     // 13: weft.api.v1.SinkAccount
+	(*TopRequest)(nil),      // 14: weft.api.v1.TopRequest
+	(*TopResponse)(nil),     // 15: weft.api.v1.TopResponse
+	(*TopRow)(nil),          // 16: weft.api.v1.TopRow
+	(*StatusRequest)(nil),   // 17: weft.api.v1.StatusRequest
+	(*StatusResponse)(nil),  // 18: weft.api.v1.StatusResponse
+	(*Setting)(nil),         // 19: weft.api.v1.Setting
+	(*SinkStatus)(nil),      // 20: weft.api.v1.SinkStatus
+	(*MemoryUse)(nil),       // 21: weft.api.v1.MemoryUse
+	(*PointStatus)(nil),     // 22: weft.api.v1.PointStatus
+	(*ProgramStatus)(nil),   // 23: weft.api.v1.ProgramStatus
+	(*Capability)(nil),      // 24: weft.api.v1.Capability
+	(*DrainStatus)(nil),     // 25: weft.api.v1.DrainStatus
+	nil,                     // 26: weft.api.v1.SinkAccount.LostEntry
 }
 var file_weft_proto_depIdxs = []int32{
-	1,  // 0: weft.api.v1.ObserveRequest.terms:type_name -> weft.api.v1.Term
-	3,  // 1: weft.api.v1.ObserveResponse.records:type_name -> weft.api.v1.Record
-	4,  // 2: weft.api.v1.Record.hops:type_name -> weft.api.v1.Hop
-	8,  // 3: weft.api.v1.LedgerResponse.ledger:type_name -> weft.api.v1.Ledger
-	9,  // 4: weft.api.v1.Ledger.points:type_name -> weft.api.v1.PointLedger
-	9,  // 5: weft.api.v1.Ledger.gone:type_name -> weft.api.v1.PointLedger
-	12, // 6: weft.api.v1.Ledger.sinks:type_name -> weft.api.v1.SinkAccount
-	10, // 7: weft.api.v1.PointLedger.at:type_name -> weft.api.v1.Point
-	7,  // 8: weft.api.v1.PointLedger.seen:type_name -> weft.api.v1.Count
-	7,  // 9: weft.api.v1.PointLedger.gso:type_name -> weft.api.v1.Count
-	7,  // 10: weft.api.v1.PointLedger.flows:type_name -> weft.api.v1.Count
-	7,  // 11: weft.api.v1.PointLedger.recorded:type_name -> weft.api.v1.Count
-	7,  // 12: weft.api.v1.PointLedger.open:type_name -> weft.api.v1.Count
-	11, // 13: weft.api.v1.PointLedger.skipped:type_name -> weft.api.v1.Skipped
-	7,  // 14: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
-	7,  // 15: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
-	22, // 16: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
-	15, // 17: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
-	16, // 18: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
-	17, // 19: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
-	18, // 20: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
-	19, // 21: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
-	20, // 22: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
-	21, // 23: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
-	12, // 24: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
-	10, // 25: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
-	0,  // 26: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
-	5,  // 27: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
-	13, // 28: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
-	2,  // 29: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
-	6,  // 30: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
-	14, // 31: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
-	29, // [29:32] is the sub-list for method output_type
-	26, // [26:29] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	2,  // 0: weft.api.v1.ObserveRequest.terms:type_name -> weft.api.v1.Term
+	1,  // 1: weft.api.v1.ObserveRequest.after:type_name -> weft.api.v1.Cursor
+	4,  // 2: weft.api.v1.ObserveResponse.records:type_name -> weft.api.v1.Record
+	1,  // 3: weft.api.v1.ObserveResponse.next:type_name -> weft.api.v1.Cursor
+	5,  // 4: weft.api.v1.Record.hops:type_name -> weft.api.v1.Hop
+	9,  // 5: weft.api.v1.LedgerResponse.ledger:type_name -> weft.api.v1.Ledger
+	10, // 6: weft.api.v1.Ledger.points:type_name -> weft.api.v1.PointLedger
+	10, // 7: weft.api.v1.Ledger.gone:type_name -> weft.api.v1.PointLedger
+	13, // 8: weft.api.v1.Ledger.sinks:type_name -> weft.api.v1.SinkAccount
+	11, // 9: weft.api.v1.PointLedger.at:type_name -> weft.api.v1.Point
+	8,  // 10: weft.api.v1.PointLedger.seen:type_name -> weft.api.v1.Count
+	8,  // 11: weft.api.v1.PointLedger.gso:type_name -> weft.api.v1.Count
+	8,  // 12: weft.api.v1.PointLedger.flows:type_name -> weft.api.v1.Count
+	8,  // 13: weft.api.v1.PointLedger.recorded:type_name -> weft.api.v1.Count
+	8,  // 14: weft.api.v1.PointLedger.open:type_name -> weft.api.v1.Count
+	12, // 15: weft.api.v1.PointLedger.skipped:type_name -> weft.api.v1.Skipped
+	8,  // 16: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
+	8,  // 17: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
+	26, // 18: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
+	2,  // 19: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
+	16, // 20: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
+	16, // 21: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
+	19, // 22: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
+	20, // 23: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
+	21, // 24: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
+	22, // 25: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
+	23, // 26: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
+	24, // 27: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
+	25, // 28: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
+	13, // 29: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
+	11, // 30: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
+	0,  // 31: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
+	6,  // 32: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
+	14, // 33: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
+	17, // 34: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
+	3,  // 35: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
+	7,  // 36: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
+	15, // 37: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
+	18, // 38: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
+	35, // [35:39] is the sub-list for method output_type
+	31, // [31:35] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_weft_proto_init() }
@@ -2030,7 +2541,7 @@ func file_weft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_proto_rawDesc), len(file_weft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Weft_Observe_FullMethodName = "/weft.api.v1.Weft/Observe"
 	Weft_Ledger_FullMethodName  = "/weft.api.v1.Weft/Ledger"
+	Weft_Top_FullMethodName     = "/weft.api.v1.Weft/Top"
 	Weft_Status_FullMethodName  = "/weft.api.v1.Weft/Status"
 )
 
@@ -38,6 +39,8 @@ type WeftClient interface {
 	Observe(ctx context.Context, in *ObserveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ObserveResponse], error)
 	// Ledger streams the latest ledger, then with follow every new one.
 	Ledger(ctx context.Context, in *LedgerRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LedgerResponse], error)
+	// Top streams rankings of what happens now, one an interval.
+	Top(ctx context.Context, in *TopRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TopResponse], error)
 	// Status says what is attached, what it costs and what is off.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 }
@@ -88,6 +91,25 @@ func (c *weftClient) Ledger(ctx context.Context, in *LedgerRequest, opts ...grpc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Weft_LedgerClient = grpc.ServerStreamingClient[LedgerResponse]
 
+func (c *weftClient) Top(ctx context.Context, in *TopRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TopResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Weft_ServiceDesc.Streams[2], Weft_Top_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TopRequest, TopResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Weft_TopClient = grpc.ServerStreamingClient[TopResponse]
+
 func (c *weftClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusResponse)
@@ -106,6 +128,8 @@ type WeftServer interface {
 	Observe(*ObserveRequest, grpc.ServerStreamingServer[ObserveResponse]) error
 	// Ledger streams the latest ledger, then with follow every new one.
 	Ledger(*LedgerRequest, grpc.ServerStreamingServer[LedgerResponse]) error
+	// Top streams rankings of what happens now, one an interval.
+	Top(*TopRequest, grpc.ServerStreamingServer[TopResponse]) error
 	// Status says what is attached, what it costs and what is off.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	mustEmbedUnimplementedWeftServer()
@@ -123,6 +147,9 @@ func (UnimplementedWeftServer) Observe(*ObserveRequest, grpc.ServerStreamingServ
 }
 func (UnimplementedWeftServer) Ledger(*LedgerRequest, grpc.ServerStreamingServer[LedgerResponse]) error {
 	return status.Error(codes.Unimplemented, "method Ledger not implemented")
+}
+func (UnimplementedWeftServer) Top(*TopRequest, grpc.ServerStreamingServer[TopResponse]) error {
+	return status.Error(codes.Unimplemented, "method Top not implemented")
 }
 func (UnimplementedWeftServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -170,6 +197,17 @@ func _Weft_Ledger_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Weft_LedgerServer = grpc.ServerStreamingServer[LedgerResponse]
 
+func _Weft_Top_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TopRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(WeftServer).Top(m, &grpc.GenericServerStream[TopRequest, TopResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Weft_TopServer = grpc.ServerStreamingServer[TopResponse]
+
 func _Weft_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -209,6 +247,11 @@ var Weft_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Ledger",
 			Handler:       _Weft_Ledger_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Top",
+			Handler:       _Weft_Top_Handler,
 			ServerStreams: true,
 		},
 	},

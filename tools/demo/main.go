@@ -77,7 +77,8 @@ func serve() error {
 // talk makes a client's traffic for d: every 400 ms a page on a connection of
 // its own, every second a UDP question, and throughout a slow download.
 func talk(server string, d time.Duration) error {
-	ctx, cancel := context.WithTimeout(context.Background(), d)
+	end := time.Now().Add(d)
+	ctx, cancel := context.WithDeadline(context.Background(), end)
 	defer cancel()
 	go trickle(ctx, server)
 	pages := time.NewTicker(400 * time.Millisecond)
@@ -87,11 +88,11 @@ func talk(server string, d time.Duration) error {
 		case <-ctx.Done():
 			return nil
 		case <-pages.C:
-			if err := fetch(ctx, server, size); err != nil && ctx.Err() == nil {
+			if err := fetch(ctx, server, size); err != nil && time.Now().Before(end) {
 				return err
 			}
 		case <-questions.C:
-			if err := ask(ctx, server); err != nil && ctx.Err() == nil {
+			if err := ask(ctx, server); err != nil && time.Now().Before(end) { // a socket may know before ctx
 				return err
 			}
 		}

@@ -5,7 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
-	"strconv"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -33,6 +33,16 @@ func (t *terms) filter() ([]flows.Term, error) {
 	if t.not {
 		return nil, errors.New("--not negates the filter that follows it, and none does")
 	}
+	var errs []error
+	for _, term := range t.list {
+		if _, err := flows.ParseFilter([]flows.Term{term}); err != nil {
+			cause := strings.TrimPrefix(err.Error(), fmt.Sprintf("filter %s %q: ", term.Kind, term.Value))
+			errs = append(errs, fmt.Errorf("--%s %q: %s", term.Kind, term.Value, cause))
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
 	_, err := flows.ParseFilter(t.list)
 	return t.list, err
 }
@@ -56,11 +66,11 @@ func (termFlag) String() string { return "" }
 type notFlag struct{ to *terms }
 
 func (f notFlag) Set(value string) error {
-	if on, err := strconv.ParseBool(value); err != nil || !on {
-		return fmt.Errorf("--not takes no value")
+	if value != "true" { // what pflag makes of --not alone
+		return errors.New("it takes no value")
 	}
 	if f.to.not {
-		return errors.New("--not twice before one filter")
+		return errors.New("it is there twice before one filter")
 	}
 	f.to.not = true
 	return nil

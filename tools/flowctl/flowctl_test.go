@@ -197,20 +197,34 @@ func TestExitCodes(t *testing.T) {
 		{off, "ledger", exitFailed, "does not balance"},
 		{off, "ledger -o json", exitFailed, "does not balance"},
 		{"unix:///nonexistent/weft.sock", "status", exitFailed, "is weftd running?"},
-		{"localhost:1", "status", exitUsage, "want unix:///path"},
+		{"localhost:1", "status", exitUsage, `--server "localhost:1": want unix:///path`},
 		{server, "observ", exitUsage, "did you mean observe?"},
 		{server, "observe --prot 1", exitUsage, "--prot"},
 		{server, "observe --port seventy", exitUsage, "want a port number"},
 		{server, "observe --not", exitUsage, "--not negates the filter that follows it"},
 		{server, "observe --not --not --port 1", exitUsage, "twice"},
-		{server, "observe --last=-1", exitUsage, "negative"},
-		{server, "observe --since yesterday", exitUsage, "--since"},
+		{server, "observe --last=-1", exitUsage, `--last "-1": want a whole number from 0`},
+		{server, "observe --last abc", exitUsage, `--last "abc": want a whole number from 0`},
+		{server, "observe -n 1.5", exitUsage, `--last "1.5": want a whole number from 0`},
+		{server, "observe --last 99999999999", exitUsage, `--last "99999999999": want a whole number from 0 to 2147483647`},
+		{server, "observe --last", exitUsage, "--last needs a value"},
+		{server, "observe --since yesterday", exitUsage, `--since "yesterday": want a time`},
+		{server, "observe --since -5m", exitUsage, `--since "-5m": want a time that is not negative`},
+		{server, "observe --follow=maybe", exitUsage, `--follow "maybe": want true, false or no value`},
+		{server, "observe --not=no --port 1", exitUsage, `--not "no": it takes no value`},
+		{server, "observe --ip ten --tcp-flags XMAS", exitUsage, "--ip \"ten\": want an address such as 10.0.0.1 or 2001:db8::1, or a prefix such as 10.0.0.0/8\nflowctl: --tcp-flags \"XMAS\": want"},
+		{server, "status --timeout soon", exitUsage, `--timeout "soon": want a time`},
+		{server, "status --no-color=7", exitUsage, `--no-color "7": want true, false`},
+		{server, "completion klingon", exitUsage, "want bash, zsh, fish or powershell"},
 		{server, "observe eth0", exitUsage, "takes no argument"},
-		{server, "ledger -o xml", exitUsage, "want compact"},
+		{server, "ledger -o xml", exitUsage, `--output "xml": want compact`},
 	} {
 		_, complaint, code := ctl(t, c.server, strings.Fields(c.args)...)
 		if code != c.want || !strings.Contains(complaint, c.says) || (c.says == "") != (complaint == "") {
 			t.Errorf("%s: got exit code %d and %q, want %d and %q", c.args, code, complaint, c.want, c.says)
+		}
+		if strings.Contains(complaint, "strconv") || strings.Contains(complaint, "invalid argument") {
+			t.Errorf("%s: got %q, want no word of a library", c.args, complaint)
 		}
 	}
 }

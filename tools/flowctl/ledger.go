@@ -34,7 +34,7 @@ Exits 1 when they do not add up.`,
   flowctl ledger -o json | jq .balanced`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.ask(func(c *exporter.Client) error { return g.ledger(cmd.Context(), c, follow) })
+			return g.ask(cmd, func(c *exporter.Client) error { return g.ledger(cmd.Context(), c, follow) })
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "show every new ledger until interrupted")
@@ -121,17 +121,14 @@ func (g *global) ledgerRow(p *flows.PointLedger, gone bool) []string {
 
 // verdict is the last line: the whole account in one sentence.
 func (g *global) verdict(l *flows.Ledger) string {
-	total := l.Gone
+	total, skipped := l.Gone, l.Gone.TotalSkipped()
 	for i := range l.Points {
 		p := &l.Points[i]
 		total.Seen.Add(p.Seen)
 		total.Flows.Add(p.Flows)
 		total.InTable.Add(p.InTable)
-		for r, c := range p.Skipped {
-			total.Skipped[r].Add(c)
-		}
+		skipped.Add(p.TotalSkipped())
 	}
-	skipped, _ := skips(&total)
 	text := fmt.Sprintf("%d packets seen = %d in flows + %d skipped + %d still in the table; %d records made (%s)",
 		total.Seen.Packets, total.Flows.Packets, skipped.Packets, total.InTable.Packets, l.Made, l.At.Local().Format(time.TimeOnly))
 	if l.Check() != nil {
@@ -230,15 +227,16 @@ func pointOf(p *flows.PointLedger) pointDocument {
 
 // skips is the sum of p's skipped packets and their number by reason.
 func skips(p *flows.PointLedger) (flows.Count, map[string]uint64) {
-	var sum flows.Count
 	by := map[string]uint64{}
 	for r, c := range p.Skipped {
-		sum.Add(c)
 		if c.Packets > 0 {
 			by[flows.SkipReason(r).String()] = c.Packets
 		}
 	}
-	return sum, by
+	for name, c := range p.Foreign {
+		by[name] = c.Packets
+	}
+	return p.TotalSkipped(), by
 }
 
 // reasons is the sum of by and its entries as text, largest first.

@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -59,7 +60,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "flowctl:", err)
 		return exitNothing
 	case errors.Is(err, exporter.ErrUsage):
-		fmt.Fprintf(stderr, "flowctl: %s\nsee `%s --help`\n", strings.TrimPrefix(err.Error(), exporter.ErrUsage.Error()+": "), cmd.CommandPath())
+		text := strings.TrimPrefix(err.Error(), exporter.ErrUsage.Error()+": ")
+		fmt.Fprintf(stderr, "flowctl: %s\nsee `%s --help`\n", strings.ReplaceAll(text, "\n", "\nflowctl: "), cmd.CommandPath())
 		return exitUsage
 	case errors.Is(err, syscall.EPIPE):
 		return exitFailed // the reader has left and needs no word
@@ -71,14 +73,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 // global is what every command shares.
 type global struct {
 	server  string
+	timeout time.Duration
 	output  string // as typed
 	format  exporter.Format
 	noColor bool
 	stdout  io.Writer
+	say     func(line string) // what the client says; nil: to stderr
 }
 
 func newRoot(stdout io.Writer) *cobra.Command {
-	g := &global{stdout: stdout}
+	g := &global{stdout: stdout, timeout: 5 * time.Second}
 	root := &cobra.Command{
 		Use:   "flowctl",
 		Short: "Ask the weft agent of this host",
@@ -93,7 +97,7 @@ Exit codes: 0 fine, 1 failed, 2 usage, 3 nothing matched.`,
 		Args: cobra.ArbitraryArgs, // unknown commands come here
 		PersistentPreRunE: func(*cobra.Command, []string) (err error) {
 			if g.format, err = exporter.ParseFormat(g.output); err != nil {
-				return usage(err)
+				return usage(fmt.Errorf("--output %q: want compact, wide, json, jsonl or yaml", g.output))
 			}
 			return nil
 		},
@@ -112,13 +116,22 @@ Exit codes: 0 fine, 1 failed, 2 usage, 3 nothing matched.`,
 	fs := root.PersistentFlags()
 	fs.StringVar(&g.server, "server", "unix://"+exporter.DefaultSocket, "the agent's `address`")
 	fs.StringVarP(&g.output, "output", "o", "compact", "`format`: compact, wide, json, jsonl, yaml")
+	fs.Var(span{&g.timeout}, "timeout", "longest wait for the agent to answer, such as 500ms or 10s; 0: no end")
 	fs.BoolVar(&g.noColor, "no-color", false, "no colour (also NO_COLOR, or when not on a terminal)")
 	formats := cobra.FixedCompletions([]string{"compact", "wide", "json", "jsonl", "yaml"}, cobra.ShellCompDirectiveNoFileComp)
 	if err := root.RegisterFlagCompletionFunc("output", formats); err != nil {
 		panic(err) // the flag is defined just above
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(newObserve(g), newLedger(g), newStatus(g), newVersion(g))
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(flagError(err)) })
+	root.SetOut(stdout) // where the next line makes its commands write
+	root.InitDefaultCompletionCmd("completion")
+	if c, _, err := root.Find([]string{"completion"}); err == nil {
+		c.Example, c.Args = "  source <(flowctl completion bash)", cobra.ArbitraryArgs
+		c.RunE = func(_ *cobra.Command, args []string) error {
+			return usage(fmt.Errorf("completion %s: want bash, zsh, fish or powershell", strings.Join(args, " ")))
+		}
+	}
+	root.AddCommand(newObserve(g), newTop(g), newLedger(g), newStatus(g), newVersion(g))
 	return root
 }
 
@@ -158,17 +171,25 @@ func (g *global) colour() bool {
 	if g.noColor || os.Getenv("NO_COLOR") != "" {
 		return false
 	}
-	f, ok := g.stdout.(*os.File)
-	if !ok {
+	return terminal(g.stdout)
+}
+
+// terminal reports whether f is a person's terminal that can be written all over.
+func terminal(f any) bool {
+	file, ok := f.(*os.File)
+	if !ok || os.Getenv("TERM") == "dumb" {
 		return false
 	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil && os.Getenv("TERM") != "dumb"
+	_, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 // ask connects to the agent, and hangs up after f.
-func (g *global) ask(f func(*exporter.Client) error) error {
-	c, err := exporter.Dial(g.server)
+func (g *global) ask(cmd *cobra.Command, f func(*exporter.Client) error) error {
+	if g.say == nil {
+		g.say = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), "flowctl:", line) }
+	}
+	c, err := exporter.Dial(cmd.Context(), exporter.ClientOptions{Server: g.server, Patience: g.timeout, Say: g.say})
 	if err != nil {
 		return err
 	}

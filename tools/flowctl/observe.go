@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -21,7 +20,8 @@ func newObserve(g *global) *cobra.Command {
 		Use:   "observe",
 		Short: "Show flow records, recent or live",
 		Long: `Show the records that the agent keeps, oldest first; with --follow alone, new ones
-as they end. A record is one conversation over one period, both directions.
+as they end, also after the agent was restarted. A record is one conversation over
+one period, both directions.
 
 Filters of one kind are alternatives, different kinds restrict each other, and
 --not negates the filter that follows it.`,
@@ -37,10 +37,7 @@ Filters of one kind are alternatives, different kinds restrict each other, and
 			if q.Terms, err = t.filter(); err != nil {
 				return usage(err)
 			}
-			if q.Last < 0 || q.Since < 0 {
-				return usage(errors.New("--last and --since must not be negative"))
-			}
-			return g.ask(func(c *exporter.Client) error {
+			return g.ask(cmd, func(c *exporter.Client) error {
 				return g.observe(cmd.Context(), c, q, cmd.ErrOrStderr())
 			})
 		},
@@ -48,8 +45,8 @@ Filters of one kind are alternatives, different kinds restrict each other, and
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.BoolVarP(&q.Follow, "follow", "f", false, "go on with new records until interrupted")
-	fs.IntVarP(&q.Last, "last", "n", 0, "only the newest `N` that match")
-	fs.DurationVar(&q.Since, "since", 0, "only what ended within this `time`, such as 90s, 5m, 2h")
+	fs.VarP(whole{&q.Last}, "last", "n", "only the newest `N` that match")
+	fs.Var(span{&q.Since}, "since", "only what ended within this `time`, such as 90s, 5m, 2h")
 	t.addTo(fs)
 	return cmd
 }

@@ -25,7 +25,7 @@ this kernel and why, the exporters, and with -o wide every setting in force.`,
   flowctl status -o json | jq '.off[]'`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.ask(func(c *exporter.Client) error {
+			return g.ask(cmd, func(c *exporter.Client) error {
 				m, err := c.Status(cmd.Context())
 				if err != nil {
 					return err

@@ -7,7 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,8 +24,8 @@ import (
 	"weft/flows"
 )
 
-// finish is how long the sinks together may take to hand over what they hold.
-const finish = 10 * time.Second
+// finishAtMost is how long the sinks together may take to hand over what they hold.
+const finishAtMost = 10 * time.Second
 
 // agent is one run: what is open, in the order it was opened.
 type agent struct {
@@ -30,6 +33,7 @@ type agent struct {
 	level  *slog.LevelVar
 	reload func() (Config, error) // reads the configuration again
 	out    *screen                // where -print writes; nil: nowhere
+	got    chan os.Signal         // what arrived since the process began; nil: none
 
 	mu  sync.Mutex
 	cfg Config // its live keys change
@@ -45,6 +49,7 @@ type agent struct {
 	plane   atomic.Pointer[dataplane.Dataplane]
 
 	table         *flows.Table // the drain goroutine's
+	live          *flows.Watch // the drain goroutine's; nil: nobody watches
 	conversations atomic.Int64
 	drained       atomic.Int64 // when the last window was delivered, Unix nanoseconds; 0: not yet
 	manager       notifier     // the drain goroutine's
@@ -56,11 +61,21 @@ type agent struct {
 // closes everything.
 func (a *agent) run(ctx context.Context) (err error) {
 	a.started, a.refused, a.manager = time.Now(), map[string]string{}, newNotifier()
-	defer func() { err = errors.Join(err, a.close()) }()
+	ctx, cancel := context.WithCancel(ctx)
+	open, signals := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer cancel() // a panic of the reload stops the agent
+		signals <- caught("signals", func() error { return a.signals(ctx, open, cancel) })
+	}()
+	defer func() {
+		cancel()
+		err = errors.Join(err, a.close(), <-signals)
+	}()
 	if err := a.open(); err != nil {
 		return err
 	}
 	a.announce()
+	close(open)
 	return a.work(ctx)
 }
 
@@ -92,7 +107,7 @@ func (a *agent) open() error {
 	a.table = flows.NewTable(cfg.Table)
 	if a.out != nil {
 		f := &exporter.Formatter{Format: exporter.Compact, Color: terminal(a.out.out)}
-		if _, err := a.out.Write(f.Header()); err != nil {
+		if _, err := a.out.Write(f.Header()); withoutPipe(err) != nil {
 			return errors.Join(fmt.Errorf("write flows: %w", err), plane.Close())
 		}
 		a.printer = exporter.NewPrint(a.out, f, 0, a.log)
@@ -149,17 +164,14 @@ func (a *agent) work(ctx context.Context) error {
 	go func() {
 		source <- caught("data plane", func() error { return a.plane.Load().Run(ctx, batches) })
 	}()
-	signals := make(chan error, 1)
-	go func() {
-		defer cancel() // a panic of the reload stops the agent
-		signals <- caught("signals", func() error { return a.signals(ctx, cancel) })
-	}()
 	err := caught("drain", func() error {
 		for b := range batches {
 			if a.drops != nil && b.Final {
 				a.drops.Add(b.Drops, b.Seen)
 			}
-			if w, done := a.table.Fold(b); done {
+			w, done := a.table.Fold(b)
+			a.watch(&b)
+			if done {
 				a.deliver(w)
 			}
 		}
@@ -169,7 +181,21 @@ func (a *agent) work(ctx context.Context) error {
 	cancel()
 	for range batches { // only after a panic: the source must not wait for a taker
 	}
-	return errors.Join(err, <-source, <-signals)
+	return errors.Join(err, <-source)
+}
+
+// watch shows what a batch brought to those who watch, if anybody does.
+func (a *agent) watch(b *flows.Batch) {
+	if !a.store.Live.Watched() {
+		a.live = nil
+		return
+	}
+	if a.live == nil {
+		a.live = flows.NewWatch(a.table)
+	}
+	if now, done := a.live.Add(b); done {
+		a.store.Live.Offer(&now)
+	}
 }
 
 // deliver hands w to every sink: first its records, then the ledger in which
@@ -217,7 +243,7 @@ func (a *agent) tell(err error) {
 // close hands over what the sinks hold under one deadline, then ends the
 // servers, then frees the data plane. It may follow an open that failed half-way.
 func (a *agent) close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), finish)
+	ctx, cancel := context.WithTimeout(context.Background(), finishAtMost)
 	defer cancel()
 	a.tell(a.manager.tell("STOPPING=1"))
 	errs := []error{a.closeSinks(ctx)}
@@ -243,7 +269,11 @@ func (a *agent) closeSinks(ctx context.Context) error {
 		closers = append(closers, a.otlp.Close)
 	}
 	if a.printer != nil {
-		closers = append(closers, func(ctx context.Context) error { return withoutPipe(a.printer.Close(ctx)) })
+		closers = append(closers, func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, a.cfg.OTLP.Finish)
+			defer cancel()
+			return withoutPipe(a.printer.Close(ctx))
+		})
 	}
 	results := make(chan error, len(closers))
 	for _, f := range closers {
@@ -256,7 +286,7 @@ func (a *agent) closeSinks(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// farewell logs the last account.
+// farewell logs the last account, and what of it is lost and why.
 func (a *agent) farewell() {
 	l, _ := a.store.Ledger()
 	l.Sinks = l.Sinks[:0:0]
@@ -264,11 +294,19 @@ func (a *agent) farewell() {
 	for _, s := range a.sinks {
 		account := s.Account()
 		l.Sinks = append(l.Sinks, account)
-		var lost uint64
-		for _, n := range account.Lost {
-			lost += n
+		line = append(line, slog.Group(s.Name(), "acknowledged", account.Acknowledged, "lost", account.TotalLost()))
+		if account.TotalLost() == 0 || s == flows.Sink(a.printer) && a.out.left() {
+			continue // a reader that left wanted no more
 		}
-		line = append(line, slog.Group(s.Name(), "acknowledged", account.Acknowledged, "lost", lost))
+		var why []any
+		for _, reason := range slices.Sorted(maps.Keys(account.Lost)) {
+			why = append(why, slog.Uint64(reason, account.Lost[reason]))
+		}
+		loss := []any{"sink", s.Name(), "records", account.TotalLost(), slog.Group("reason", why...)}
+		if s == flows.Sink(a.otlp) {
+			loss = append(loss, "receiver", a.otlp.Status().GetState())
+		}
+		a.log.Warn("records lost", loss...)
 	}
 	total := l.Gone
 	for i := range l.Points {
@@ -277,6 +315,8 @@ func (a *agent) farewell() {
 	}
 	line = append(line, "packets", total.Seen.Packets, "in_flows", total.Flows.Packets, "balanced", l.Balanced())
 	a.log.Info("weftd stopped", line...)
+	l.At = time.Now()
+	a.export(flows.Window{Ledger: l}) // for whoever follows it
 }
 
 // healthy is why the agent is not well: nothing was drained for too long.

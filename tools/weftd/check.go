@@ -11,12 +11,12 @@ import (
 )
 
 // check is -check: load, attach, detach, and tell what works here and what does
-// not. The exit code is 0 when the agent could work with cfg. It needs no socket
+// not. The exit code is 0 when the agent could work with cfg, 2 when cfg names what is not there. It needs no socket
 // and may run beside an agent.
 func check(cfg Config, stdout, stderr io.Writer) int {
 	if err := checkPlane(cfg, stdout); err != nil {
 		complain(stderr, err)
-		return exitFailed
+		return failure(err)
 	}
 	return exitFine
 }

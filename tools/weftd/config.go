@@ -78,7 +78,7 @@ func defaultConfig() Config {
 		},
 		Store: exporter.DefaultStore,
 		CNI:   cniSwitches{true, true, true, true},
-		OTLP:  exporter.OTLPConfig{Flush: time.Second},
+		OTLP:  exporter.OTLPConfig{Flush: time.Second, Finish: exporter.DefaultFinish},
 		Level: slog.LevelInfo,
 		Set:   map[string]origin{},
 	}

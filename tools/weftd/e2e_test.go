@@ -267,6 +267,11 @@ func TestPrintShowsAConversationAtOnce(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("after the reader left: got %v, want exit code 0\n%s", err, log.String())
 	}
+	for _, word := range []string{"level=ERROR", "level=WARN", "weftd:"} {
+		if strings.Contains(log.String(), word) {
+			t.Errorf("after the reader left: got %s in\n%s\nwant a quiet end", word, log.String())
+		}
+	}
 	if left := h.leftovers(t); len(left) > 0 {
 		t.Errorf("after the reader left: %v left on the device, want nothing", left)
 	}
@@ -316,15 +321,21 @@ func TestWhatCannotStartSaysWhyInOneLine(t *testing.T) {
 		return err
 	})
 	defer taken.Close()
-	for config, want := range map[string]string{
-		"dataplane: {interfaces: [nosuch0]}\nlisten: {http: off}\n": "nosuch0",
-		"listen: {http: \"127.0.0.1:9470\"}\n":                      "listen.http: 127.0.0.1:9470 is in use",
-		"listen: {http: \"203.0.113.9:80\"}\n":                      "listen.http",
+	for config, want := range map[string]struct {
+		code int
+		text string
+	}{
+		"dataplane: {interfaces: [nosuch0]}\nlisten: {http: off}\n": {exitUsage, `dataplane.interfaces: no interface named "nosuch0"`},
+		"dataplane: {netns: [nosuch]}\nlisten: {http: off}\n":       {exitUsage, `dataplane.netns: cannot watch network namespace "nosuch"`},
+		"dataplane: {netns: [/dev/null]}\nlisten: {http: off}\n":    {exitUsage, "/dev/null is no network namespace"},
+		"dataplane: {interfaces: []}\nlisten: {http: off}\n":        {exitUsage, "dataplane.interfaces: an empty list would watch nothing"},
+		"listen: {http: \"127.0.0.1:9470\"}\n":                      {exitFailed, "listen.http: 127.0.0.1:9470 is in use"},
+		"listen: {http: \"203.0.113.9:80\"}\n":                      {exitFailed, "listen.http"},
 	} {
 		w := h.launch(t, filepath.Join(h.dir, "weftd"), config)
 		code := w.wait(t)
-		if got := w.log.String(); code != exitFailed || strings.Count(got, "\n") != 1 || !strings.Contains(got, want) {
-			t.Errorf("%sgot exit code %d and\n%s\nwant 1 and one line with %q", config, code, got, want)
+		if got := w.log.String(); code != want.code || strings.Count(got, "\n") != 1 || !strings.Contains(got, want.text) {
+			t.Errorf("%sgot exit code %d and\n%s\nwant %d and one line with %q", config, code, got, want.code, want.text)
 		}
 	}
 	if left := h.leftovers(t); len(left) > 0 {

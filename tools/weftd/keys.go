@@ -39,6 +39,7 @@ type key struct {
 	scalar func(c *Config, text string) error
 	items  func(c *Config) *[]string
 	item   func(text string) error // checks one item of a list
+	some   bool                    // the list must have an item
 	pairs  func(c *Config) *map[string]string
 	field  func(c *Config) any // pointer to what the key fills
 	show   func(c *Config) string
@@ -51,7 +52,7 @@ var keys = []key{
 	text("listen.group", func(c *Config) *string { return &c.Group }, checkGroup),
 	text("listen.http", func(c *Config) *string { return &c.HTTP }, checkHTTP),
 
-	reloaded(list("dataplane.interfaces", func(c *Config) *[]string { return &c.Dataplane.Interfaces }, checkGlob)),
+	reloaded(some(list("dataplane.interfaces", func(c *Config) *[]string { return &c.Dataplane.Interfaces }, checkGlob))),
 	reloaded(list("dataplane.exclude", func(c *Config) *[]string { return &c.Dataplane.Exclude }, checkGlob)),
 	list("dataplane.netns", func(c *Config) *[]string { return &c.Dataplane.Netns }, checkNetns),
 	duration("dataplane.interval", func(c *Config) *time.Duration { return &c.Dataplane.Interval }, 10*time.Millisecond, 10*time.Second),
@@ -82,6 +83,7 @@ var keys = []key{
 	pairs("exporter.otlp.headers", func(c *Config) *map[string]string { return &c.OTLP.Headers }),
 	text("exporter.otlp.compression", func(c *Config) *string { return &c.OTLP.Compression }, anything),
 	duration("exporter.flush", func(c *Config) *time.Duration { return &c.OTLP.Flush }, 10*time.Millisecond, time.Minute),
+	duration("exporter.finish", func(c *Config) *time.Duration { return &c.OTLP.Finish }, 10*time.Millisecond, finishAtMost),
 
 	reloaded(word("log.level", func(c *Config) *slog.Level { return &c.Level },
 		choice[slog.Level]{"debug", slog.LevelDebug}, choice[slog.Level]{"info", slog.LevelInfo},
@@ -99,6 +101,16 @@ func (k key) same(a, b *Config) bool { return reflect.DeepEqual(k.field(a), k.fi
 
 // reloaded marks a key that SIGHUP applies.
 func reloaded(k key) key { k.live = true; return k }
+
+func some(k key) key { k.some = true; return k }
+
+// checkLength is about a list as it was written.
+func (k *key) checkLength(items int) error {
+	if k.some && items == 0 {
+		return errors.New("an empty list would watch nothing; name devices or patterns, or leave the key out for all of them")
+	}
+	return nil
+}
 
 func text(name string, f func(*Config) *string, check func(string) error) key {
 	return key{name: name, field: func(c *Config) any { return f(c) }, show: func(c *Config) string { return *f(c) }, scalar: func(c *Config, s string) error {

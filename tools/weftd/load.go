@@ -101,6 +101,9 @@ func (r *yamlReader) value(k *key, n *yaml.Node) {
 			r.fail(n, "%s: %v", k.name, err)
 		}
 	case k.shape == listing && n.Kind == yaml.SequenceNode:
+		if err := k.checkLength(len(n.Content)); err != nil {
+			r.fail(n, "%s: %v", k.name, err)
+		}
 		r.listing(k, n.Content)
 	case k.shape == listing && n.Kind == yaml.ScalarNode:
 		r.listing(k, []*yaml.Node{n})
@@ -200,6 +203,9 @@ func (k *key) environ(c *Config, text string) []error {
 		}
 	case listing:
 		items := splitList(text)
+		if err := k.checkLength(len(items)); err != nil {
+			bad = append(bad, err)
+		}
 		for _, s := range items {
 			if err := k.item(s); err != nil {
 				bad = append(bad, err)

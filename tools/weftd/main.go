@@ -14,10 +14,12 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"weft/dataplane"
 	"weft/flows"
 )
 
@@ -54,9 +56,9 @@ func parseFlags(args []string, stderr io.Writer) (options, error) {
 	fs := flag.NewFlagSet("weftd", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.StringVar(&f.config, "config", "", "read settings from `FILE` (YAML; deploy/weft.yaml lists every key)")
-	fs.BoolVar(&f.check, "check", false, "load, attach, detach, and report what works here and what does not; exit 0 or 1")
-	fs.BoolVar(&f.print, "print", false, "write flows to standard output as they end; flows show within about two seconds unless time-outs are configured")
-	fs.BoolVar(&f.version, "version", false, "print the version")
+	fs.BoolFunc("check", "load, attach, detach, and report what works here and what does not; exit 0 or 1", boolean(&f.check))
+	fs.BoolFunc("print", "write flows to standard output as they end; flows show within about two seconds unless time-outs are configured", boolean(&f.print))
+	fs.BoolFunc("version", "print the version", boolean(&f.version))
 	fs.Usage = func() {
 		fmt.Fprintln(stderr, "Usage: weftd [-config FILE] [-check] [-version] [-print]")
 		fs.PrintDefaults()
@@ -74,6 +76,16 @@ func parseFlags(args []string, stderr io.Writer) (options, error) {
 	return f, nil
 }
 
+// boolean sets to from a flag's value.
+func boolean(to *bool) func(string) error {
+	return func(s string) (err error) {
+		if *to, err = strconv.ParseBool(s); err != nil {
+			return errors.New("want true, false or no value")
+		}
+		return nil
+	}
+}
+
 // run is the whole program: its arguments and environment in, its exit code out.
 // Further sinks are a test's.
 func run(args, environ []string, stdout, stderr io.Writer, sinks ...flows.Sink) int {
@@ -86,6 +98,10 @@ func run(args, environ []string, stdout, stderr io.Writer, sinks ...flows.Sink) 
 	case f.version:
 		fmt.Fprintln(stdout, "weftd", ownVersion())
 		return exitFine
+	}
+	var got chan os.Signal
+	if !f.check {
+		got = catchSignals() // a reload must not kill an agent that is starting
 	}
 	cfg, err := loadConfig(f.config, environ)
 	if err != nil {
@@ -100,7 +116,7 @@ func run(args, environ []string, stdout, stderr io.Writer, sinks ...flows.Sink) 
 	}
 	level := &slog.LevelVar{}
 	level.Set(cfg.Level)
-	a := &agent{cfg: cfg, log: newLogger(cfg, level, stderr), level: level, sinks: sinks}
+	a := &agent{cfg: cfg, log: newLogger(cfg, level, stderr), level: level, sinks: sinks, got: got}
 	a.reload = func() (Config, error) {
 		next, err := loadConfig(f.config, environ)
 		if f.print {
@@ -113,9 +129,18 @@ func run(args, environ []string, stdout, stderr io.Writer, sinks ...flows.Sink) 
 	}
 	if err := caught("weftd", func() error { return a.run(context.Background()) }); err != nil {
 		complain(stderr, err)
-		return exitFailed
+		return failure(err)
 	}
 	return exitFine
+}
+
+// failure is the exit code for err: a name in the configuration that nothing on
+// this machine has is a mistake of the configuration.
+func failure(err error) int {
+	if errors.Is(err, dataplane.ErrOptions) {
+		return exitUsage
+	}
+	return exitFailed
 }
 
 // terminal reports whether w is a person's terminal that wants colour.

@@ -31,6 +31,16 @@ func (s *screen) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// left reports whether the reader has left; false without a screen.
+func (s *screen) left() bool {
+	select {
+	case <-s.reader():
+		return true
+	default:
+		return false
+	}
+}
+
 // reader is closed when the reader has left; nil without a screen.
 func (s *screen) reader() <-chan struct{} {
 	if s == nil {
@@ -39,38 +49,53 @@ func (s *screen) reader() <-chan struct{} {
 	return s.gone
 }
 
-// signals obeys until ctx ends: SIGHUP reloads; SIGTERM, SIGINT and a reader of
-// -print that has left stop; from then on a second SIGTERM or SIGINT ends the
-// process at once. SIGPIPE says nothing, because any client's socket raises it.
-func (a *agent) signals(ctx context.Context, stop func()) error {
+// catchSignals keeps what arrives from now on for [agent.signals]. SIGPIPE says
+// nothing, because any client's socket raises it.
+func catchSignals() chan os.Signal {
 	got := make(chan os.Signal, 8)
 	signal.Notify(got, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
 	signal.Ignore(syscall.SIGPIPE)
+	return got
+}
+
+// signals obeys until ctx ends: SIGHUP reloads, when open is closed and not
+// before; SIGTERM, SIGINT and a reader of -print that has left stop; from then on
+// a second SIGTERM or SIGINT ends the process at once.
+func (a *agent) signals(ctx context.Context, open <-chan struct{}, stop func()) error {
+	reload := false // asked for and not done yet
 	for {
 		select {
 		case <-ctx.Done():
-			go a.secondSignal(got)
+			go a.secondSignal()
 			return nil
 		case <-a.out.reader():
 			a.log.Info("stopping", "reason", "nobody reads -print any more")
 			stop()
-			go a.secondSignal(got)
+			go a.secondSignal()
 			return nil
-		case s := <-got:
-			if s == syscall.SIGHUP {
+		case <-open:
+			if open = nil; reload {
 				a.reloadConfig()
-				continue
 			}
-			a.log.Info("stopping", "reason", s.String())
-			stop()
+		case s := <-a.got:
+			switch {
+			case s != syscall.SIGHUP:
+				a.log.Info("stopping", "reason", s.String())
+				stop()
+			case open != nil:
+				a.log.Info("reload waits until the agent has started")
+				reload = true
+			default:
+				a.reloadConfig()
+			}
 		}
 	}
 }
 
 // secondSignal ends the process while it is stopping, if it is asked again. It
 // lives until the process ends.
-func (a *agent) secondSignal(got <-chan os.Signal) {
-	for s := range got {
+func (a *agent) secondSignal() {
+	for s := range a.got {
 		if s == syscall.SIGTERM || s == syscall.SIGINT {
 			a.log.Error("stopped at once", "reason", s.String())
 			os.Exit(exitFailed)

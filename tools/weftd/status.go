@@ -21,8 +21,10 @@ func (a *agent) status() *api.StatusResponse {
 		ResidentBytes: residentBytes(), Conversations: uint64(a.conversations.Load()),
 	}
 	a.mu.Lock()
+	cfg := a.cfg
+	cfg.OTLP = cfg.OTLP.InForce()
 	for i := range keys {
-		m.Settings = append(m.Settings, &api.Setting{Key: keys[i].name, Value: keys[i].show(&a.cfg)})
+		m.Settings = append(m.Settings, &api.Setting{Key: keys[i].name, Value: keys[i].show(&cfg)})
 	}
 	a.mu.Unlock()
 	if missing := a.cfg.CNI.missing(); missing != nil {
