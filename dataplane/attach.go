@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -19,7 +21,7 @@ import (
 	"weft/flows"
 )
 
-// filterName starts the name of every clsact filter of ours; the process that
+// filterName starts the name of every clsact filter of ours; the agent that
 // owns it follows, so that the filters of a dead one can be told and removed.
 // qdiscMade ends it when an agent made the qdisc.
 const (
@@ -37,9 +39,101 @@ type closerFunc func() error
 
 func (f closerFunc) Close() error { return f() }
 
-// attachHook puts prog on a device's hook. The caller is in its namespace.
+// watched is what is attached to one device, from attaching to detaching it.
+type watched struct {
+	in    *space
+	index int
+	since time.Time
+
+	mu     sync.Mutex // a hand-over or the end, one at a time
+	closed atomic.Bool
+	hooks  []attachment
+}
+
+// attachment is a program at a hook: by a clsact filter, by a link (tcx, XDP),
+// or, while it is handed over, by both.
+type attachment struct {
+	hook   flows.Hook
+	filter io.Closer
+	link   link.Link
+	noted  bool // in spaces.notes
+}
+
+func (h *attachment) closeFilter() error {
+	if h.filter == nil {
+		return nil
+	}
+	err := h.filter.Close()
+	if err == nil {
+		h.filter = nil
+	}
+	return err
+}
+
+func (w *watched) has(hook flows.Hook) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.hooks, func(h attachment) bool { return h.hook == hook })
+}
+
+// silence ends the counting. What takes a grace period to close is left to close,
+// and passes everything on until then.
+func (w *watched) silence(silent *ebpf.Program) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed.Store(true)
+	var errs []error
+	for i := len(w.hooks) - 1; i >= 0; i-- {
+		h := &w.hooks[i]
+		errs = append(errs, h.closeFilter())
+		switch {
+		case h.link == nil:
+		case h.hook == flows.HookXDP:
+			errs = append(errs, h.link.Close())
+			h.link = nil
+		default:
+			if err := h.link.Update(silent); err != nil { // the device went, if nothing else
+				errs = append(errs, h.link.Close())
+				h.link = nil
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func loadSilent() (*ebpf.Program, error) {
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "weft_silent", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}, // TC_ACT_UNSPEC
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load program weft_silent: %w", err)
+	}
+	return p, nil
+}
+
+// close ends every attachment, the last first.
+func (w *watched) close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed.Store(true)
+	var errs []error
+	for i := len(w.hooks) - 1; i >= 0; i-- {
+		h := &w.hooks[i]
+		errs = append(errs, h.closeFilter())
+		if h.link != nil {
+			errs = append(errs, h.link.Close())
+		}
+		errs = append(errs, w.forgetNote(h))
+	}
+	w.hooks = nil
+	return errors.Join(errs...)
+}
+
+// attachHook puts a program on a device's hook. The caller is in its namespace.
 // Programs run first, so that what another program on the hook consumes is seen.
-func (s *space) attachHook(ifindex int, hook flows.Hook, prog *ebpf.Program) (io.Closer, error) {
+func (s *space) attachHook(ifindex int, hook flows.Hook) (attachment, error) {
+	prog := s.progs.of(hook)
 	switch {
 	case hook == flows.HookXDP:
 		mode := link.XDPDriverMode
@@ -48,21 +142,33 @@ func (s *space) attachHook(ifindex int, hook flows.Hook, prog *ebpf.Program) (io
 		}
 		l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: ifindex, Flags: mode})
 		if err != nil {
-			return nil, fmt.Errorf("attach xdp: %w", err)
+			return attachment{}, fmt.Errorf("attach xdp: %w", err)
 		}
-		return l, nil
-	case s.all.hooks == HooksTCX:
-		at := ebpf.AttachTCXIngress
-		if hook == flows.HookEgress {
-			at = ebpf.AttachTCXEgress
+		return attachment{hook: hook, link: l}, nil
+	case s.all.hooks == HooksClsact:
+		filter, err := s.attachFilter(ifindex, hook, prog)
+		return attachment{hook: hook, filter: filter}, err
+	case s.all.soon:
+		at, err := s.attachSoon(ifindex, hook)
+		if err == nil || errors.Is(err, unix.ENODEV) {
+			return at, err
 		}
-		l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: at, Anchor: link.Head()})
-		if err != nil {
-			return nil, fmt.Errorf("attach tcx %s: %w", hook, err)
-		}
-		return l, nil
+		s.all.d.turnOff(Capability{Name: "new devices at once", Needs: "clsact (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)", Err: err.Error()})
 	}
-	return s.attachFilter(ifindex, hook, prog)
+	l, err := attachTCX(ifindex, hook, prog)
+	return attachment{hook: hook, link: l}, err
+}
+
+func attachTCX(ifindex int, hook flows.Hook, prog *ebpf.Program) (link.Link, error) {
+	at := ebpf.AttachTCXIngress
+	if hook == flows.HookEgress {
+		at = ebpf.AttachTCXEgress
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: at, Anchor: link.Head()})
+	if err != nil {
+		return nil, fmt.Errorf("attach tcx %s: %w", hook, err)
+	}
+	return l, nil
 }
 
 func hookParent(hook flows.Hook) uint32 {
@@ -94,7 +200,11 @@ func (s *space) attachFilter(ifindex int, hook flows.Hook, prog *ebpf.Program) (
 		err = s.handle.FilterAdd(f)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("add clsact %s filter: %w", hook, err)
+		err = fmt.Errorf("add clsact %s filter (CONFIG_NET_CLS_BPF): %w", hook, err)
+		if made {
+			err = errors.Join(err, s.removeUnused(ifindex))
+		}
+		return nil, err
 	}
 	return closerFunc(func() error {
 		err := s.removeFilters(ifindex, func(n string) bool { return n == name })
@@ -108,10 +218,7 @@ func (s *space) attachFilter(ifindex int, hook flows.Hook, prog *ebpf.Program) (
 // addClsact reports whether an agent made the qdisc: this one now, or one whose
 // filters are there.
 func (s *space) addClsact(ifindex int) (made bool, err error) {
-	q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: ifindex, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0),
-	}}
-	switch err := s.handle.QdiscAdd(q); {
+	switch err := s.handle.QdiscAdd(clsact(ifindex)); {
 	case err == nil:
 		return true, nil
 	case errors.Is(err, unix.EEXIST):
@@ -161,14 +268,31 @@ func (s *space) removeFilters(ifindex int, match func(name string) bool) error {
 		}
 	}
 	if made && others == 0 {
-		q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
-			LinkIndex: ifindex, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0),
-		}}
-		if err := s.handle.QdiscDel(q); err != nil {
-			errs = append(errs, fmt.Errorf("remove clsact qdisc: %w", err))
-		}
+		errs = append(errs, s.removeClsact(ifindex))
 	}
 	return errors.Join(errs...)
+}
+
+// removeUnused removes the qdisc unless it has a filter.
+func (s *space) removeUnused(ifindex int) error {
+	ours, others, err := s.filters(ifindex)
+	if err != nil || len(ours)+others > 0 {
+		return err
+	}
+	return s.removeClsact(ifindex)
+}
+
+func (s *space) removeClsact(ifindex int) error {
+	if err := s.handle.QdiscDel(clsact(ifindex)); err != nil {
+		return fmt.Errorf("remove clsact qdisc: %w", err)
+	}
+	return nil
+}
+
+func clsact(ifindex int) *netlink.Clsact {
+	return &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: ifindex, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0),
+	}}
 }
 
 // removeStale removes the clsact filters of agents that died without removing them.
@@ -184,42 +308,41 @@ func (s *space) removeStale() error {
 		}
 		errs = append(errs, s.removeFilters(q.Attrs().LinkIndex, func(name string) bool {
 			_, owner, ok := strings.Cut(name, "/")
-			return ok && !ownerLives(strings.TrimSuffix(owner, qdiscMade))
+			return ok && !s.ownerLives(strings.TrimSuffix(owner, qdiscMade))
 		}))
 	}
 	return errors.Join(errs...)
 }
 
-// processOwner names this process: pid and start time, which together are never
-// reused.
-func processOwner() (string, error) {
-	start, err := startTime(os.Getpid())
+// sign binds an abstract socket with the agent's name in the namespace. It is
+// there as long as the agent is, whatever ends it, and whoever shares the
+// namespace can tell: process numbers mean nothing in another pid namespace.
+func (s *space) sign() error {
+	fd, err := s.bind(s.all.owner)
 	if err != nil {
-		return "", err
+		return fmt.Errorf("sign network namespace %q: %w", s.name, err)
 	}
-	return fmt.Sprintf("%d/%s", os.Getpid(), start), nil
+	s.signed = fd
+	return nil
 }
 
-func ownerLives(owner string) bool {
-	pid, start, ok := strings.Cut(owner, "/")
-	n, err := strconv.Atoi(pid)
-	if !ok || err != nil {
-		return false
+func (s *space) ownerLives(owner string) bool {
+	fd, err := s.bind(owner)
+	if err == nil {
+		unix.Close(fd)
 	}
-	now, err := startTime(n)
-	return err == nil && now == start
+	return err != nil // bound by its owner, or not to be known
 }
 
-// startTime is field 22 of /proc/PID/stat: ticks since boot.
-func startTime(pid int) (string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return "", fmt.Errorf("read the start time of process %d: %w", pid, err)
-	}
-	rest := string(b[strings.LastIndexByte(string(b), ')')+1:])
-	fields := strings.Fields(rest)
-	if len(fields) < 20 {
-		return "", fmt.Errorf("read the start time of process %d: %d fields", pid, len(fields))
-	}
-	return fields[19], nil
+func (s *space) bind(owner string) (fd int, err error) {
+	err = inNetns(s.all.own, s.fd, func() error {
+		if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		if err = unix.Bind(fd, &unix.SockaddrUnix{Name: "@" + filterName + owner}); err != nil {
+			unix.Close(fd)
+		}
+		return err
+	})
+	return fd, err
 }

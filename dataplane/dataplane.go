@@ -26,6 +26,7 @@ import (
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
+	"weft/bpf"
 	"weft/flows"
 )
 
@@ -46,7 +47,8 @@ type Dataplane struct {
 	objs  *objects
 	table table
 	clock *clock
-	drops *drops // nil: not traced
+	drops *drops     // nil: not traced
+	times *latencies // nil: TCP is not measured
 
 	points  pointTable
 	spaces  *spaces
@@ -64,7 +66,8 @@ type Dataplane struct {
 
 // Open loads the programs and attaches them to every device that opts names and
 // that exists; Run follows what changes. The error names what is missing (a
-// privilege, a kernel feature, a device) and the mend.
+// privilege, a kernel feature, a device) and the mend; it is ErrOptions when opts
+// are to be mended.
 func Open(opts Options) (*Dataplane, error) {
 	d := &Dataplane{opts: opts, log: opts.Log, off: map[string]Capability{}}
 	if d.log == nil {
@@ -96,6 +99,9 @@ func (d *Dataplane) open() error {
 	if d.table, err = newTable(d); err != nil {
 		return err
 	}
+	if d.objs.size.tcp {
+		d.times = newLatencies(d.objs.maps[bpf.HealthMapLatencies])
+	}
 	d.drain.Store(&DrainStatus{})
 	if d.spaces, err = openSpaces(d); err != nil {
 		return err
@@ -116,8 +122,8 @@ func (d *Dataplane) openDrops() {
 }
 
 // Run drains the table every interval, and earlier when evictions fill the
-// ring, and sends what it finds. When ctx ends it detaches, drains what is left,
-// sends it as the last batch with every point Gone, and closes out. The consumer
+// ring, and sends what it finds. When ctx ends it stops every program, drains what is
+// left, sends it as the last batch with every point Gone, and closes out. The consumer
 // must receive until then. Run may be called once.
 func (d *Dataplane) Run(ctx context.Context, out chan<- flows.Batch) error {
 	defer close(out)
@@ -197,9 +203,22 @@ func (d *Dataplane) drainAll(out chan<- flows.Batch, last bool) error {
 		Drains: prev.Drains + 1, Live: res.live, Used: res.used,
 		Evictions: prev.Evictions + res.evictions, Last: time.Since(start),
 	})
-	out <- flows.Batch{At: now.wall, Final: true, Drops: dropped, Seen: seen}
+	out <- flows.Batch{At: now.wall, Final: true, Drops: dropped, Latencies: d.readTimes(now, last), Seen: seen}
 	d.points.forget(acct)
 	return nil
+}
+
+// readTimes is every histogram, when it is time to read them, or for the last time.
+func (d *Dataplane) readTimes(now instant, last bool) []flows.Latency {
+	if d.times == nil || !last && !d.times.due(now) {
+		return nil
+	}
+	all, err := d.times.read(now)
+	if err != nil {
+		d.times = nil
+		d.turnOff(Capability{Name: "latency histograms", Needs: "batch reads of hash maps (Linux 5.14)", Err: err.Error()})
+	}
+	return all
 }
 
 // emitter collects samples and sends them in batches of batchSamples.
@@ -243,7 +262,8 @@ func (e *emitter) flush() {
 // Hop names the device behind p; false when p is not watched (any more).
 func (d *Dataplane) Hop(p flows.Point) (flows.Hop, bool) { return d.points.hop(p) }
 
-// Reload replaces the globs of Options and attaches or detaches at once.
+// Reload replaces the globs of Options and attaches or detaches at once. With
+// ErrOptions (a bad glob, a name that no device has) it changes nothing.
 func (d *Dataplane) Reload(interfaces, exclude []string) error {
 	o := Options{Interfaces: interfaces, Exclude: exclude}
 	if err := o.checkGlobs(); err != nil {

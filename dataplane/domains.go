@@ -17,62 +17,90 @@ func (s *space) link(dev *device, l netlink.Link) {
 	if id := l.Attrs().NetNsID; id >= 0 && l.Type() == "veth" {
 		far = s.peer(id)
 	}
-	if far != dev.far {
-		dev.far = far
-		s.all.joinDomains()
+	was := dev.far
+	if dev.far = far; was == far {
+		return
 	}
+	if was != 0 {
+		s.all.joinDomains() // they may have come apart
+		return
+	}
+	s.all.join(s, s.all.byCookie[far])
 }
 
 // peer is the cookie of the watched namespace that s knows by a number; 0: none.
-// The agent's own is asked for first: it is at the far end of most.
+// Those that s knows by another number are not asked for. The agent's own is
+// asked for first: it is at the far end of most.
 func (s *space) peer(id int) uint64 {
-	if c, ok := s.peers[id]; ok && s.all.byCookie[c] != nil {
-		return c
-	}
-	ask := func(t *space) bool {
-		if t == s {
-			return false
+	if c, ok := s.peers[id]; ok {
+		if s.all.byCookie[c] != nil {
+			return c
 		}
-		got, err := s.handle.GetNetNsIdByFd(t.fd)
-		return err == nil && got == id
+		delete(s.peers, id)
 	}
-	for _, t := range s.all.byCookie {
-		if t.fd == s.all.own && ask(t) {
-			s.peers[id] = t.cookie
-			return t.cookie
-		}
+	known := map[uint64]bool{s.cookie: true}
+	for _, c := range s.peers {
+		known[c] = true
 	}
-	for _, t := range s.all.byCookie {
-		if t.fd != s.all.own && ask(t) {
-			s.peers[id] = t.cookie
-			return t.cookie
+	for _, own := range []bool{true, false} {
+		for _, t := range s.all.byCookie {
+			if known[t.cookie] || own != (t.fd == s.all.own) {
+				continue
+			}
+			if got, err := s.handle.GetNetNsIdByFd(t.fd); err == nil && got == id {
+				s.peers[id] = t.cookie
+				return t.cookie
+			}
 		}
 	}
 	return 0
 }
 
+// join makes the domains of two namespaces one. It is nothing for all but the
+// first pair between them.
+func (a *spaces) join(s, far *space) {
+	if far == nil || a.byCookie[s.cookie] == nil || s.domain.Load() == far.domain.Load() {
+		return // one is not watched yet: when it is, its end of the pair joins
+	}
+	domains := map[uint64]uint64{}
+	for c, t := range a.byCookie {
+		domains[c] = t.domain.Load()
+	}
+	merge(domains, s.cookie, far.cookie)
+	a.setDomains(domains)
+}
+
 // joinDomains gives every space the least cookie that it is joined with. A pair
 // is known from both ends, so that whichever namespace is watched last joins.
 func (a *spaces) joinDomains() {
-	least := map[uint64]uint64{}
+	domains := map[uint64]uint64{}
 	for c := range a.byCookie {
-		least[c] = c
+		domains[c] = c
 	}
-	for changed := true; changed; {
-		changed = false
-		for c, s := range a.byCookie {
-			for _, dev := range s.devices {
-				far, watched := least[dev.far]
-				if !watched || far == least[c] {
-					continue
-				}
-				least[c] = min(far, least[c])
-				least[dev.far] = least[c]
-				changed = true
+	for c, s := range a.byCookie {
+		for _, dev := range s.devices {
+			if a.byCookie[dev.far] != nil {
+				merge(domains, c, dev.far)
 			}
 		}
 	}
+	a.setDomains(domains)
+}
+
+func merge(domains map[uint64]uint64, one, other uint64) {
+	one, other = domains[one], domains[other]
+	if one == other {
+		return
+	}
+	for c, d := range domains {
+		if d == one || d == other {
+			domains[c] = min(one, other)
+		}
+	}
+}
+
+func (a *spaces) setDomains(domains map[uint64]uint64) {
 	for c, s := range a.byCookie {
-		s.domain.Store(least[c])
+		s.domain.Store(domains[c])
 	}
 }

@@ -33,12 +33,16 @@ func dropTo(s string) unix.Sockaddr {
 // namespace and why, and that no other of them was.
 func (r *dropNet) expect(t *testing.T, at *nsSpace, dev, to, reason string, count, size uint64) {
 	t.Helper()
-	r.a.passed()
 	dst := netip.MustParseAddrPort(to)
-	var all []flows.DropSample
-	for _, n := range []*nsSpace{r.client, r.router, r.server} {
-		all = append(all, r.a.in(n, func(s flows.DropSample) bool { return s.Key.Dst == dst && s.Key.Proto == flows.ProtoUDP })...)
+	dropped := func() (all []flows.DropSample) {
+		for _, n := range []*nsSpace{r.client, r.router, r.server} {
+			all = append(all, r.a.in(n, func(s flows.DropSample) bool { return s.Key.Dst == dst && s.Key.Proto == flows.ProtoUDP })...)
+		}
+		return all
 	}
+	nsUntil(t, "as many are dropped", func() bool { return dropPackets(dropped()) >= count }) // what was sent may still be under way
+	r.a.passed()
+	all := dropped()
 	header := uint64(20 + 8)
 	if dst.Addr().Is6() {
 		header += 20

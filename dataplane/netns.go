@@ -27,7 +27,10 @@ func inNetns(own, fd int, f func() error) error {
 		runtime.LockOSThread()
 		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 			runtime.UnlockOSThread()
-			result <- fmt.Errorf("enter network namespace: %w: needs CAP_SYS_ADMIN", err)
+			if errors.Is(err, unix.EPERM) {
+				err = fmt.Errorf("%w: it needs CAP_SYS_ADMIN", err)
+			}
+			result <- fmt.Errorf("enter network namespace: %w", err)
 			return
 		}
 		err := f()
@@ -77,9 +80,25 @@ func namespacePath(name string) string {
 	return filepath.Join(netnsDirs[0], name)
 }
 
-// discoverNetns finds every network namespace that has a name or a process, by
-// the shortest way to it. Own processes' threads do not count.
-func discoverNetns() map[inode]string {
+// openNetns opens what a user named, and says what is wrong with it.
+func openNetns(path string) (int, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return -1, wrong("open %s: %w: name one that `ip netns list` shows, a path such as /proc/PID/ns/net, or all", path, err)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("open %s: %w", path, err)
+	}
+	kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		unix.Close(fd)
+		return -1, wrong("%s is no network namespace: name one that `ip netns list` shows, a path such as /proc/PID/ns/net, or all", path)
+	}
+	return fd, nil
+}
+
+// namedNetns finds every network namespace that has a name.
+func namedNetns() map[inode]string {
 	found := map[inode]string{}
 	for _, dir := range netnsDirs {
 		entries, err := os.ReadDir(dir)
@@ -93,6 +112,11 @@ func discoverNetns() map[inode]string {
 			}
 		}
 	}
+	return found
+}
+
+// addProcessNetns adds those that only processes are in. Threads do not count.
+func addProcessNetns(found map[inode]string) {
 	procs, _ := filepath.Glob("/proc/[0-9]*/ns/net")
 	for _, p := range procs {
 		if i, err := inodeOf(p); err == nil { // else it ended meanwhile
@@ -101,7 +125,6 @@ func discoverNetns() map[inode]string {
 			}
 		}
 	}
-	return found
 }
 
 // isNetns is false for a file that ip netns has made and not yet bound.

@@ -76,9 +76,15 @@ type nsOther struct {
 // nsAgentProcess starts an agent that watches w*, and waits until it does.
 func nsAgentProcess(t testing.TB, hooks Hooks, end string) *nsOther {
 	t.Helper()
+	return nsAgentProcessIn(t, hooks, end, 0)
+}
+
+// nsAgentProcessIn starts it in new namespaces.
+func nsAgentProcessIn(t testing.TB, hooks Hooks, end string, namespaces uintptr) *nsOther {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), nsEnv+"="+string(hooks)+"/"+end)
-	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Cloneflags: namespaces}
 	if end != "panic" {
 		cmd.Stderr = t.Output()
 	}

@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"fmt"
 	"io"
 	"os/exec"
 	"slices"
@@ -184,6 +185,64 @@ func TestAllFindsNamespacesThatComeLater(t *testing.T) {
 		return err != nil
 	})
 	a.wantWatched(named, "eth0", "lo")
+}
+
+func TestMemoryOfEachNamespacesProgramsIsStated(t *testing.T) {
+	host := nsHost(t)
+	a := nsStart(t, Options{Netns: []string{"all"}})
+	stated := func() uint64 {
+		for _, m := range a.d.Status().Memory {
+			if m.Name == "programs" {
+				return m.Bytes
+			}
+		}
+		return 0
+	}
+	alone := stated()
+	const more = 3
+	for i := range more {
+		n := nsNew(t, fmt.Sprintf("n%d", i))
+		host.veth(fmt.Sprintf("w%d", i), n, "eth0", 1500)
+		a.await(n, "eth0")
+	}
+	each := (stated() - alone) / more
+	t.Logf("programs: %d bytes for the agent's own namespace, %d for each more", alone, each)
+	if alone < 100<<10 || each < alone {
+		t.Errorf("programs: got %d bytes and %d for each more namespace, want at least 100 KiB, and as much and its relays", alone, each)
+	}
+}
+
+// TestShortLivedNamespacesAreWatched makes namespaces with a device one after the
+// other, as tools for containers do, and lets each go when it is watched.
+func TestShortLivedNamespacesAreWatched(t *testing.T) {
+	host := nsHost(t)
+	a := nsStart(t, Options{Netns: []string{"all"}})
+	trials := 30
+	if testing.Short() {
+		trials = 5
+	}
+	var named, unnamed []time.Duration
+	for i := range trials {
+		began := time.Now()
+		n := nsNew(t, fmt.Sprintf("brief%d", i))
+		host.veth("w0", n, "eth0", 1500)
+		a.await(n, "eth0")
+		named = append(named, time.Since(began))
+		n.forget()
+		n.close()
+		p := nsProcess(t)
+		began = time.Now() // the process has started
+		host.veth("w1", p.nsSpace, "eth0", 1500)
+		a.await(p.nsSpace, "eth0")
+		unnamed = append(unnamed, time.Since(began))
+		p.end()
+		nsUntil(t, "both went", func() bool {
+			_, err := host.h.LinkByName("w0")
+			_, err1 := host.h.LinkByName("w1")
+			return err != nil && err1 != nil
+		})
+	}
+	t.Logf("from the making to a watched device: named %s; of a process %s", nsSpread(named), nsSpread(unnamed))
 }
 
 // nsProc is a process in a network namespace that has no other name.

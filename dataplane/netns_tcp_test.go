@@ -139,7 +139,7 @@ func newDelayed(t *testing.T) *delayed {
 }
 
 // pingPong sends count messages, each when the one before was answered, and returns
-// the client's port and what its kernel thinks the round trip is.
+// the client's port and the least round trip of its kernel.
 func (n *delayed) pingPong(t *testing.T, count int) (port uint16, rtt time.Duration) {
 	served := make(chan error, 1)
 	go func() {
@@ -189,7 +189,7 @@ func (n *delayed) pingPong(t *testing.T, count int) (port uint16, rtt time.Durat
 			return cerr
 		}
 		if err == nil {
-			rtt = time.Duration(info.Rtt) * time.Microsecond
+			rtt = time.Duration(info.Min_rtt) * time.Microsecond
 		}
 		return err
 	})
@@ -238,15 +238,15 @@ func medianBucket(before, after [bpf.FlowWeftLatencyWEFT_LATENCY_BUCKETS]uint64)
 // of the host is what the host's histograms say, to the bucket.
 func TestRoundTripsAndHandshakesAreTheForwardersDelay(t *testing.T) {
 	n := newDelayed(t)
-	delays := []time.Duration{1, 5, 20, 100}
+	delays := []int{1, 5, 20, 100}
 	if testing.Short() {
 		delays = delays[2:] // an emulated machine's own path is longer than a bucket of a millisecond
 	}
 	for _, stamps := range []string{"1", "0"} {
 		n.client.sysctl("ipv4/tcp_timestamps", stamps)
 		n.server.sysctl("ipv4/tcp_timestamps", stamps)
-		for _, d := range delays {
-			d *= time.Millisecond
+		for _, ms := range delays {
+			d := time.Duration(ms) * time.Millisecond
 			t.Run(fmt.Sprintf("%s each way, timestamps %s", d, stamps), func(t *testing.T) { n.check(t, d) })
 		}
 	}
@@ -255,43 +255,43 @@ func TestRoundTripsAndHandshakesAreTheForwardersDelay(t *testing.T) {
 func (n *delayed) check(t *testing.T, d time.Duration) {
 	n.toServer.set(d)
 	n.toClient.set(d / 2)
-	measures := []flows.Measure{flows.RTTServer, flows.RTTClient}
+	measures := []flows.Measure{flows.RTTServer, flows.RTTClient, flows.HandshakeServer, flows.HandshakeClient}
 	var before [flows.NumMeasures][bpf.FlowWeftLatencyWEFT_LATENCY_BUCKETS]uint64
 	for _, m := range measures {
 		before[m] = n.a.histogram(m)
 	}
 	sent := n.client.snmp("RetransSegs") + n.server.snmp("RetransSegs")
 	count := int(min(60, max(8, time.Second/(3*d))))
+	const opened = 5
+	for range opened - 1 {
+		n.pingPong(t, 1)
+	}
 	port, rtt := n.pingPong(t, count)
 	n.a.drained()
-	truth := map[flows.Measure]time.Duration{flows.RTTServer: n.toServer.truth(), flows.RTTClient: n.toClient.truth()}
-	for _, m := range measures {
+	truth := [...]time.Duration{n.toServer.truth(), n.toClient.truth()}
+	for i, m := range measures {
 		got, samples := medianBucket(before[m], n.a.histogram(m))
-		if want := bucketIndex(truth[m]); got < want-1 || got > want+1 {
-			t.Errorf("%s: median in bucket %d, the relay's %s is in %d", m, got, truth[m], want)
+		least := uint64(count) / 2
+		if i > 1 {
+			least = opened - 1 // one may be sent again, on a busy machine
 		}
-		if samples < uint64(count)/2 {
-			t.Errorf("%s: got %d samples of %d exchanges", m, samples, count)
+		if want := bucketIndex(truth[i%2]); got < want-1 || got > want+1 {
+			t.Errorf("%s: median in bucket %d, the relay's %s is in %d", m, got, truth[i%2], want)
+		}
+		if samples < least {
+			t.Errorf("%s: got %d samples, want %d", m, samples, least)
 		}
 	}
 	key := flows.Key{Src: netip.AddrPortFrom(netip.MustParseAddr("10.1.0.2"), port), Dst: n.ln.Addr().(*net.TCPAddr).AddrPort(), Proto: 6}
 	back := flows.Key{Src: key.Dst, Dst: key.Src, Proto: 6}
 	client := n.a.healthAt(t, n.a.at(n.host, "ts0", flows.HookEgress), key)
 	server := n.a.healthAt(t, n.a.at(n.host, "ts0", flows.HookIngress), back)
-	near(t, "round trips to both sides, against the client's kernel", client.RTT.Mean()+server.RTT.Mean(), rtt, rtt/6)
-	near(t, "handshake with the server", server.Handshake, truth[flows.RTTServer], truth[flows.RTTServer]/6)
-	near(t, "handshake with the client", client.Handshake, truth[flows.RTTClient], truth[flows.RTTClient]/6)
+	if got := client.RTT.Min + server.RTT.Min; (got - rtt).Abs() > rtt/8+500*time.Microsecond {
+		t.Errorf("least round trips to both sides: got %s, the client's kernel has %s", got, rtt)
+	}
 	// a late relay makes them send again; the host sees every copy
 	if again := n.client.snmp("RetransSegs") + n.server.snmp("RetransSegs") - sent; client.Retransmits+server.Retransmits != again || client.Lost+server.Lost > 0 {
 		t.Errorf("sent again: the two kernels say %d, got %+v and %+v", again, client, server)
-	}
-}
-
-// near compares with a bound, and half a millisecond for a machine that is busy.
-func near(t *testing.T, what string, got, want, bound time.Duration) {
-	t.Helper()
-	if d := (got - want).Abs(); d > bound+500*time.Microsecond {
-		t.Errorf("%s: got %s, want %s within %s", what, got, want, bound)
 	}
 }
 

@@ -288,6 +288,18 @@ const ownNetns = 1
 // programs is one namespace's set; only the maps are shared.
 type programs struct {
 	ingress, egress, xdp, clock *ebpf.Program
+	bytes                       uint64 // of the kernel's memory, see programBytes
+}
+
+// of is the program for a hook.
+func (p *programs) of(h flows.Hook) *ebpf.Program {
+	switch h {
+	case flows.HookEgress:
+		return p.egress
+	case flows.HookXDP:
+		return p.xdp
+	}
+	return p.ingress
 }
 
 // programs loads a set whose packets count for the namespace with that number.
@@ -298,6 +310,7 @@ func (o *objects) programs(netns uint32, xdp bool) (*programs, error) {
 		return nil, err
 	}
 	p.ingress, p.egress, p.clock = loaded[bpf.FlowProgTcIngress], loaded[bpf.FlowProgTcEgress], loaded[bpf.FlowProgReadClock]
+	p.bytes = programBytes(p.ingress, p.egress, p.clock)
 	if !xdp || o.xdp == nil {
 		return p, nil
 	}
@@ -307,6 +320,7 @@ func (o *objects) programs(netns uint32, xdp bool) (*programs, error) {
 		return nil, errors.Join(err, p.close())
 	}
 	p.xdp = loaded[bpf.XdpProgXdpObserve]
+	p.bytes += programBytes(p.xdp)
 	return p, nil
 }
 
@@ -316,6 +330,13 @@ func (o *objects) load(spec *ebpf.CollectionSpec, netns uint32) (map[string]*ebp
 	cfg.Netns, cfg.FirstPlace = netns, firstPlace(netns)
 	if err := spec.Variables[bpf.FlowVarConfig].Set(cfg); err != nil {
 		return nil, fmt.Errorf("configure programs: %w", err)
+	}
+	if netns != ownNetns { // the agent's own showed that they load: source lines are memory for nothing
+		for _, p := range spec.Programs {
+			for i := range p.Instructions {
+				p.Instructions[i] = p.Instructions[i].WithSource(nil)
+			}
+		}
 	}
 	shared := map[string]*ebpf.Map{}
 	for name := range spec.Maps {

@@ -15,8 +15,8 @@ import (
 type Options struct {
 	// Interfaces and Exclude are globs (path.Match) on device names. A device is
 	// watched when one of Interfaces matches and none of Exclude does.
-	// Empty Interfaces: all. A pattern without wildcards that names no device at
-	// Open is an error.
+	// Empty Interfaces: all. A pattern without wildcards that names no device in any
+	// watched namespace at Open or Reload is an error.
 	Interfaces, Exclude []string
 
 	// Netns lists further network namespaces: paths (/run/netns/blue), names of
@@ -35,8 +35,8 @@ type Options struct {
 	// less), and lowered until MaxMemory holds. 0: 65536.
 	Slots int
 
-	// MaxMemory bounds tables, cold lines, rings and counters together, in bytes.
-	// 0: 64 MiB.
+	// MaxMemory bounds tables, cold lines, rings and counters together, in bytes;
+	// programs, about 0.3 MiB for each watched namespace, are not in it. 0: 64 MiB.
 	MaxMemory int
 
 	// MaxInterfaces bounds the devices that are watched; those over it are not, and
@@ -85,12 +85,26 @@ const (
 // Hooks is a way of attaching TC programs.
 type Hooks string
 
-// Hooks: tcx needs Linux 6.6, clsact is everywhere.
+// Hooks: tcx needs Linux 6.6, clsact is everywhere. Auto is clsact without tcx; with
+// it, devices that come later have clsact filters at first, which are sooner in place.
 const (
 	HooksAuto   Hooks = ""
 	HooksTCX    Hooks = "tcx"
 	HooksClsact Hooks = "clsact"
 )
+
+// ErrOptions is what an error of [Open] or [Dataplane.Reload] is when the options
+// are wrong, and not the machine: a bad value, or a name that nothing has.
+var ErrOptions = errors.New("wrong options")
+
+type optionError struct{ error }
+
+func (e optionError) Unwrap() error { return e.error }
+
+func (optionError) Is(target error) bool { return target == ErrOptions }
+
+// wrong is an error that is ErrOptions.
+func wrong(format string, args ...any) error { return optionError{fmt.Errorf(format, args...)} }
 
 // setDefaults fills the zero values and reports every mistake at once.
 func (o *Options) setDefaults() error {
@@ -99,42 +113,42 @@ func (o *Options) setDefaults() error {
 		o.Interval = defaultInterval
 	}
 	if o.Interval < minInterval || o.Interval > maxInterval {
-		errs = append(errs, fmt.Errorf("interval %s: use %s to %s", o.Interval, minInterval, maxInterval))
+		errs = append(errs, wrong("interval %s: use %s to %s", o.Interval, minInterval, maxInterval))
 	}
 	if o.Slots == 0 {
 		o.Slots = defaultSlots
 	}
 	if o.Slots < 64 || o.Slots > 1<<24 {
-		errs = append(errs, fmt.Errorf("slots %d: use 64 to %d", o.Slots, 1<<24))
+		errs = append(errs, wrong("slots %d: use 64 to %d", o.Slots, 1<<24))
 	}
 	if o.MaxMemory == 0 {
 		o.MaxMemory = defaultMaxMemory
 	}
 	if o.MaxMemory < minMemory {
-		errs = append(errs, fmt.Errorf("maximum memory %d bytes: use at least %d", o.MaxMemory, minMemory))
+		errs = append(errs, wrong("maximum memory %d bytes: use at least %d", o.MaxMemory, minMemory))
 	}
 	if o.MaxInterfaces == 0 {
 		o.MaxInterfaces = defaultInterfaces
 	}
 	if o.MaxInterfaces < 4 || o.MaxInterfaces > maxInterfaces {
-		errs = append(errs, fmt.Errorf("maximum interfaces %d: use 4 to %d", o.MaxInterfaces, maxInterfaces))
+		errs = append(errs, wrong("maximum interfaces %d: use 4 to %d", o.MaxInterfaces, maxInterfaces))
 	}
 	switch o.XDP {
 	case "":
 		o.XDP = XDPOff
 	case XDPOff, XDPNative, XDPGeneric:
 	default:
-		errs = append(errs, fmt.Errorf("xdp %q: use off, native or generic", o.XDP))
+		errs = append(errs, wrong("xdp %q: use off, native or generic", o.XDP))
 	}
 	switch o.Backend {
 	case BackendAuto, BackendSlots, BackendHash:
 	default:
-		errs = append(errs, fmt.Errorf("backend %q: use slots or hash", o.Backend))
+		errs = append(errs, wrong("backend %q: use slots or hash", o.Backend))
 	}
 	switch o.Hooks {
 	case HooksAuto, HooksTCX, HooksClsact:
 	default:
-		errs = append(errs, fmt.Errorf("hooks %q: use tcx or clsact", o.Hooks))
+		errs = append(errs, wrong("hooks %q: use tcx or clsact", o.Hooks))
 	}
 	return errors.Join(append(errs, o.checkGlobs())...)
 }
@@ -143,7 +157,7 @@ func (o *Options) checkGlobs() error {
 	var errs []error
 	for _, g := range append(append([]string{}, o.Interfaces...), o.Exclude...) {
 		if _, err := path.Match(g, ""); err != nil {
-			errs = append(errs, fmt.Errorf("interface pattern %q: %w: close the bracket or escape it with a backslash", g, err))
+			errs = append(errs, wrong("interface pattern %q: %w: close the bracket or escape it with a backslash", g, err))
 		}
 	}
 	return errors.Join(errs...)

@@ -5,10 +5,12 @@ package dataplane
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -163,6 +165,15 @@ func (t *pointTable) set(p *point, attached bool, err error) {
 	p.attached, p.err = attached, ""
 	if err != nil {
 		p.err = err.Error()
+	}
+}
+
+// tried notes how often a point was refused and when it is tried again.
+func (t *pointTable) tried(p *point, times int, next time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p.err != "" {
+		p.err = fmt.Sprintf("%s (tried %d times, next at %s)", p.err, times, next.UTC().Format(time.TimeOnly+"Z"))
 	}
 }
 

@@ -5,10 +5,9 @@ package dataplane
 import (
 	"errors"
 	"fmt"
-	"io"
 	"sync/atomic"
+	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -29,9 +28,13 @@ type space struct {
 	peers   map[int]uint64 // cookies by the number that this namespace has for others; as many as there are
 	handle  *netlink.Handle
 	progs   *programs
+	relays  *relays         // nil: none needed yet
 	devices map[int]*device // by ifindex; as many as the namespace has
+	signed  int             // fd, see sign
 	done    chan struct{}   // closed: stop watching
-	closed  bool
+
+	refusals atomic.Int32 // of subscriptions, in a row
+	closed   bool
 }
 
 // device is a link of the namespace, watched or not.
@@ -42,13 +45,17 @@ type device struct {
 	class  flows.PointClass
 	alone  bool     // what it carries stays in the namespace
 	far    uint64   // cookie of the watched namespace at a veth pair's far end; 0: none
-	points []*point // watched on these, else empty
-	hooks  []io.Closer
+	points []*point // to be watched on these, else empty
+	on     *watched // nil: nothing is attached
+	tries  int      // in vain, since it was last attached
+	next   time.Time
+	full   bool // there was no place for it
 }
 
-func newSpace(a *spaces, name string, fd int, cookie uint64, number uint32) (*space, error) {
+// newSpace has no devices yet. On an error fd is the caller's to close.
+func newSpace(a *spaces, name string, fd int, cookie uint64) (*space, error) {
 	s := &space{
-		all: a, name: name, fd: fd, cookie: cookie, number: number, devices: map[int]*device{},
+		all: a, name: name, fd: fd, cookie: cookie, devices: map[int]*device{}, signed: -1,
 		peers: map[int]uint64{}, done: make(chan struct{}),
 	}
 	s.domain.Store(cookie)
@@ -61,21 +68,45 @@ func newSpace(a *spaces, name string, fd int, cookie uint64, number uint32) (*sp
 	if s.handle, err = a.netlinkIn(fd); err != nil {
 		return nil, fmt.Errorf("open netlink in network namespace %q: %w", name, err)
 	}
-	s.progs = a.d.objs.first
-	if number != ownNetns || a.d.objs.xdp != nil {
-		s.progs, err = a.d.objs.programs(number, a.d.objs.xdp != nil)
-	}
-	if err != nil {
+	if s.number, s.progs, err = a.nextPrograms(); err != nil {
 		s.handle.Close()
 		return nil, err
+	}
+	if err := s.sign(); err != nil {
+		return nil, errors.Join(err, s.closeKernel())
 	}
 	if err := s.removeStale(); err != nil {
 		a.d.log.Warn("cannot remove filters of a dead agent", "netns", name, "err", err)
 	}
-	if err := s.resync(); err != nil {
-		return nil, errors.Join(err, s.detachAll(), s.closeKernel())
-	}
 	return s, nil
+}
+
+// nextPrograms are those of a new namespace, and its number.
+func (a *spaces) nextPrograms() (uint32, *programs, error) {
+	a.lastNumber++
+	objs, spare := a.d.objs, a.spare
+	switch {
+	case a.lastNumber == ownNetns && objs.xdp == nil:
+		return a.lastNumber, objs.first, nil
+	case spare != nil:
+		a.spare = nil
+		return a.lastNumber, spare, nil
+	}
+	p, err := objs.programs(a.lastNumber, objs.xdp != nil)
+	return a.lastNumber, p, err
+}
+
+// spareOne loads the programs of the next namespace before it comes.
+func (a *spaces) spareOne() {
+	if a.spare != nil || !a.all() {
+		return
+	}
+	p, err := a.d.objs.programs(a.lastNumber+1, a.d.objs.xdp != nil)
+	if err != nil {
+		a.d.log.Debug("cannot load spare programs", "err", err) // it is tried and told again when they are needed
+		return
+	}
+	a.spare = p
 }
 
 // toEnter is the namespace that a netlink socket is to be made in; nil for the
@@ -95,34 +126,51 @@ func (a *spaces) netlinkIn(fd int) (*netlink.Handle, error) {
 }
 
 // watch follows link events until done; an overrun of the socket is answered by
-// a new subscription and a full dump. The descriptor of another namespace is
-// its own to close: while it lives, it may enter it.
+// a new subscription and a full dump, a refused subscription by a dump and another
+// try. The descriptor of another namespace is its own to close: while it lives, it
+// may enter it.
 func (s *space) watch() {
 	if s.fd != s.all.own {
 		defer unix.Close(s.fd)
 	}
 	for {
-		events := make(chan netlink.LinkUpdate, 256)
-		stop := make(chan struct{})
-		var failed error
-		err := netlink.LinkSubscribeWithOptions(events, stop, netlink.LinkSubscribeOptions{
-			Namespace: s.all.toEnter(s.fd), ReceiveBufferSize: 4 << 20,
-			ErrorCallback: func(err error) { failed = err },
-		})
-		if err != nil {
-			s.all.d.log.Error("cannot follow links", "netns", s.name, "err", err)
-			return
-		}
-		s.locked(s.resync)
-		ended := s.follow(events)
-		close(stop)
-		for range events { // until the subscription has closed it
-		}
+		ended, err := s.subscribe()
 		if ended {
 			return
 		}
-		s.all.d.log.Warn("link events were lost, reading all links again", "netns", s.name, "err", failed)
+		if err == nil {
+			s.all.d.log.Warn("link events were lost, reading all links again", "netns", s.name)
+			s.refusals.Store(0)
+			continue
+		}
+		wait := backOff(int(s.refusals.Add(1)))
+		s.all.d.log.Warn("cannot follow links, reading all of them now and trying again", "netns", s.name, "err", err, "wait", wait)
+		s.locked(s.resync)
+		select {
+		case <-s.done:
+			return
+		case <-time.After(wait):
+		}
 	}
+}
+
+// subscribe follows link events as long as it can; true: told to stop. The error
+// is why there are none at all.
+func (s *space) subscribe() (ended bool, err error) {
+	events := make(chan netlink.LinkUpdate, 256)
+	stop := make(chan struct{})
+	if err := netlink.LinkSubscribeWithOptions(events, stop, netlink.LinkSubscribeOptions{
+		Namespace: s.all.toEnter(s.fd), ReceiveBufferSize: 4 << 20,
+		ErrorCallback: func(err error) { s.all.d.log.Debug("link events end", "netns", s.name, "err", err) },
+	}); err != nil {
+		return false, fmt.Errorf("subscribe to links: %w", err)
+	}
+	s.locked(s.resync)
+	ended = s.follow(events)
+	close(stop)
+	for range events { // until the subscription has closed it
+	}
+	return ended, nil
 }
 
 // follow handles events; true when told to stop, false when the channel closed.
@@ -205,8 +253,11 @@ func (s *space) seen(l netlink.Link) error {
 	}
 	dev.class = classOf(l)
 	dev.alone = attrs.EncapType == "loopback"
-	s.link(dev, l)
-	return s.settle(dev)
+	err := s.settle(dev) // before anything else is asked: packets may be under way
+	if s.devices[dev.index] == dev {
+		s.link(dev, l)
+	}
+	return err
 }
 
 // settle watches the device, or stops watching it, as the globs say.
@@ -214,10 +265,7 @@ func (s *space) settle(dev *device) error {
 	want := wants(s.all.interfaces, s.all.exclude, dev.name)
 	switch {
 	case want && len(dev.points) == 0:
-		if err := s.attach(dev); err != nil { // of one device: the others go on
-			s.all.attachErr = err
-			s.all.d.log.Warn("cannot watch", "iface", dev.name, "ifindex", dev.index, "netns", s.name, "err", err)
-		}
+		return s.attach(dev)
 	case !want && len(dev.points) > 0:
 		return s.detach(dev)
 	}
@@ -244,56 +292,118 @@ func (s *space) attach(dev *device) error {
 	points, err := s.all.d.points.add(s.number, dev.l2Len, at, hop, domain, s.all.hooksOf())
 	if errors.Is(err, errNoPlace) {
 		s.all.d.turnOff(Capability{Name: "further interfaces", Needs: "a larger dataplane.max_interfaces", Err: err.Error()})
+		dev.full = true
 		return nil
 	}
+	dev.full = false
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", dev.name, err)
 	}
-	dev.points = points
+	dev.points, dev.tries = points, 0
 	s.all.d.points.classify(points, dev.class)
-	err = inNetns(s.all.own, s.fd, func() error { return s.attachHooks(dev) })
+	return s.try(dev)
+}
+
+// try attaches what is not attached, and says when it is tried again.
+func (s *space) try(dev *device) error {
+	err := inNetns(s.all.own, s.fd, func() error { return s.attachHooks(dev) })
 	if errors.Is(err, unix.ENODEV) {
 		return s.gone(dev.index) // it went away meanwhile
 	}
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", dev.name, err)
+	if err == nil {
+		if dev.tries > 0 {
+			s.all.d.log.Info("watched after all", "iface", dev.name, "ifindex", dev.index, "netns", s.name)
+		}
+		dev.tries = 0
+		s.all.d.log.Debug("watching", "iface", dev.name, "ifindex", dev.index, "netns", s.name)
+		return nil
 	}
-	s.all.d.log.Debug("watching", "iface", dev.name, "ifindex", dev.index, "netns", s.name)
+	dev.tries++
+	dev.next = time.Now().Add(backOff(dev.tries))
+	if dev.on == nil {
+		s.all.attachErr = fmt.Errorf("watch %s: %w", dev.name, err)
+	}
+	for _, p := range dev.points {
+		s.all.d.points.tried(p, dev.tries, dev.next)
+	}
+	if dev.tries == 1 { // Status says how it goes on
+		s.all.d.log.Warn("cannot watch", "iface", dev.name, "ifindex", dev.index, "netns", s.name, "err", err)
+	}
 	return nil
 }
 
+// How long to wait before what the kernel refused is tried again: twice as long
+// each time, and never longer than a minute.
+const (
+	firstWait   = time.Second
+	longestWait = time.Minute
+	retries     = 32 // of a namespace, each second
+)
+
+// backOff is how long to wait after so many refusals in a row.
+func backOff(refusals int) time.Duration {
+	return min(firstWait<<min(refusals-1, 10), longestWait)
+}
+
+// retry tries the devices again that were refused, and whose time has come.
+func (s *space) retry() {
+	now, left := time.Now(), retries
+	for _, dev := range s.devices {
+		again := s.try
+		if dev.full {
+			again = s.settle
+		} else if dev.tries == 0 || len(dev.points) == 0 || now.Before(dev.next) {
+			continue
+		}
+		if left--; left < 0 {
+			return
+		}
+		if err := again(dev); err != nil {
+			s.all.d.log.Warn("cannot follow a link", "netns", s.name, "err", err)
+		}
+	}
+}
+
+// attachHooks attaches the points that are not attached. The error is of those
+// that were refused.
 func (s *space) attachHooks(dev *device) error {
+	w := dev.on
+	if w == nil {
+		w = &watched{in: s, index: dev.index, since: time.Now()}
+	}
+	var errs []error
 	for _, p := range dev.points {
-		prog := map[flows.Hook]*ebpf.Program{
-			flows.HookIngress: s.progs.ingress, flows.HookEgress: s.progs.egress, flows.HookXDP: s.progs.xdp,
-		}[p.at.Hook]
-		c, err := s.attachHook(dev.index, p.at.Hook, prog)
+		if w.has(p.at.Hook) {
+			continue
+		}
+		at, err := s.attachHook(dev.index, p.at.Hook)
 		s.all.d.points.set(p, err == nil, err)
 		if err == nil {
-			dev.hooks = append(dev.hooks, c)
+			w.hooks = append(w.hooks, at)
 			continue
 		}
 		if p.at.Hook != flows.HookXDP {
-			return errors.Join(err, closeAll(dev))
+			for _, p := range dev.points { // none is attached
+				s.all.d.points.set(p, false, err)
+			}
+			return errors.Join(err, w.close())
 		}
-		s.all.d.log.Warn("cannot attach", "hook", "xdp", "iface", dev.name, "netns", s.name, "err", err)
+		errs = append(errs, err)
 	}
-	return nil
-}
-
-// closeAll closes the attachments in reverse order.
-func closeAll(dev *device) error {
-	var errs []error
-	for i := len(dev.hooks) - 1; i >= 0; i-- {
-		errs = append(errs, dev.hooks[i].Close())
+	if dev.on == nil && s.all.soon {
+		s.all.later(w)
 	}
-	dev.hooks = nil
+	dev.on = w
 	return errors.Join(errs...)
 }
 
 // detach stops watching the device; its last packets are still read.
 func (s *space) detach(dev *device) error {
-	err := inNetns(s.all.own, s.fd, func() error { return closeAll(dev) })
+	var err error
+	if dev.on != nil {
+		err = dev.on.close()
+		dev.on = nil
+	}
 	s.release(dev)
 	if err != nil {
 		return fmt.Errorf("stop watching %s: %w", dev.name, err)
@@ -336,8 +446,15 @@ func (s *space) close() error {
 
 func (s *space) closeKernel() error {
 	s.handle.Close()
-	if s.progs == s.all.d.objs.first {
-		return nil // the objects' to close
+	var errs []error
+	if s.signed >= 0 {
+		errs = append(errs, unix.Close(s.signed))
 	}
-	return s.progs.close()
+	if s.relays != nil {
+		errs = append(errs, s.relays.close())
+	}
+	if s.progs != s.all.d.objs.first { // which is the objects' to close
+		errs = append(errs, s.progs.close())
+	}
+	return errors.Join(errs...)
 }

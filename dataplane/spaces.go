@@ -3,8 +3,10 @@
 package dataplane
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -25,20 +27,29 @@ const rescanEvery = time.Second
 // spaces is every watched network namespace. One lock: attaching is rare, and
 // the kernel serialises it anyway (RTNL).
 type spaces struct {
-	d     *Dataplane
-	own   int // fd of the agent's namespace
-	hooks Hooks
-	owner string // this process, in the names of clsact filters
+	d      *Dataplane
+	own    int // fd of the agent's namespace
+	hooks  Hooks
+	owner  string        // this process, in the names of clsact filters
+	notes  *ebpf.Map     // see handover.go; nil: nothing is handed over
+	silent *ebpf.Program // counts nothing; nil without tcx
 
 	mu                  sync.Mutex
 	interfaces, exclude []string
 	byCookie            map[uint64]*space
-	refused             map[string]string // namespaces that could not be opened, by path: said once
-	nextNumber          uint32
 	detached            bool
-	attachErr           error // of the last device that could not be watched
+	attachErr           error      // of the last device that could not be watched
+	soon                bool       // devices that come now are attached by a filter first
+	fresh               []*watched // those, the oldest first
+	handOverAge         time.Duration
+
+	// The goroutine's that opens namespaces.
+	refused    map[string]string // namespaces that could not be opened, by path: said once
+	lastNumber uint32
+	spare      *programs // of the namespace with the next number; nil: none
 
 	rescan chan struct{}
+	ripen  chan struct{} // looks at fresh now
 	stop   chan struct{}
 	wg     sync.WaitGroup
 }
@@ -46,20 +57,33 @@ type spaces struct {
 func openSpaces(d *Dataplane) (*spaces, error) {
 	a := &spaces{
 		d: d, interfaces: d.opts.Interfaces, exclude: d.opts.Exclude, byCookie: map[uint64]*space{},
-		refused: map[string]string{}, rescan: make(chan struct{}, 1), stop: make(chan struct{}),
+		refused: map[string]string{}, rescan: make(chan struct{}, 1), stop: make(chan struct{}), handOverAge: handOverAge,
+		ripen: make(chan struct{}),
 	}
 	var err error
 	if a.own, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("open the agent's network namespace: %w", err)
 	}
-	if a.owner, err = processOwner(); err != nil {
-		return nil, errors.Join(err, a.close())
-	}
+	a.owner = rand.Text()
 	if a.hooks, err = chooseHooks(d); err != nil {
 		return nil, errors.Join(err, a.close())
 	}
+	if a.hooks == HooksTCX {
+		if a.silent, err = loadSilent(); err != nil {
+			return nil, errors.Join(err, a.close())
+		}
+	}
 	if err := a.openAll(); err != nil {
 		return nil, errors.Join(err, a.close())
+	}
+	if d.opts.Hooks == HooksAuto && a.hooks == HooksTCX && !preemptibleSoftirqs() {
+		if a.notes, err = newNotes(); err != nil {
+			return nil, errors.Join(err, a.close())
+		}
+		a.mu.Lock()
+		a.soon = true
+		a.mu.Unlock()
+		a.wg.Go(a.handOverAll)
 	}
 	a.wg.Go(a.follow)
 	return a, nil
@@ -97,25 +121,24 @@ func haveTCX(d *Dataplane) error {
 // openAll opens the agent's own namespace and those that were asked for. Every
 // mistake in the options is reported at once.
 func (a *spaces) openAll() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	own, err := a.openSpace("", a.own)
-	if err != nil {
+	if err := a.openSpace("", a.own); err != nil {
 		return err
 	}
-	errs := []error{own.checkLiterals(a.interfaces)}
+	var errs []error
 	for _, name := range a.d.opts.Netns {
 		if name == "all" {
 			continue
 		}
 		if err := a.openNamed(namespacePath(name)); err != nil {
-			errs = append(errs, fmt.Errorf("watch network namespace %q: %w", name, err))
+			errs = append(errs, fmt.Errorf("dataplane.netns: cannot watch network namespace %q: %w", name, err))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
+	a.findNew(true)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := errors.Join(append(errs, a.checkLiterals(a.interfaces))...); err != nil {
 		return err
 	}
-	a.findNew()
 	if a.attachErr != nil && !a.anyAttached() {
 		return fmt.Errorf("%w: no interface can be watched; attaching needs root or CAP_NET_ADMIN", a.attachErr)
 	}
@@ -128,51 +151,67 @@ func (a *spaces) anyAttached() bool {
 
 // openNamed opens the namespace at path unless it is watched already.
 func (a *spaces) openNamed(path string) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := openNetns(path)
 	if err != nil {
 		return err
 	}
-	if _, err := a.openSpace(path, fd); err != nil {
+	if err := a.openSpace(path, fd); err != nil {
 		return errors.Join(err, unix.Close(fd))
 	}
 	return nil
 }
 
-func (a *spaces) openSpace(name string, fd int) (*space, error) {
+// openSpace is called by one goroutine at a time, without the lock: programs take
+// the kernel 30 ms, and new devices elsewhere are not to wait for them.
+func (a *spaces) openSpace(name string, fd int) error {
 	cookie, err := netnsCookie(a.own, fd)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if s := a.byCookie[cookie]; s != nil {
+	a.mu.Lock()
+	watched := a.byCookie[cookie] != nil
+	a.mu.Unlock()
+	if watched {
 		if name != "" {
-			return s, unix.Close(fd)
+			return unix.Close(fd)
 		}
-		return s, nil
+		return nil
 	}
-	a.nextNumber++
-	s, err := newSpace(a, name, fd, cookie, a.nextNumber)
+	s, err := newSpace(a, name, fd, cookie)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	err = s.resync()
+	if err == nil && a.detached {
+		err = errDetached
+	}
+	if err != nil {
+		return errors.Join(err, s.detachAll(), s.closeKernel())
 	}
 	a.byCookie[cookie] = s
 	a.joinDomains()
 	a.wg.Go(s.watch)
-	return s, nil
+	return nil
 }
+
+var errDetached = errors.New("the data plane is stopping")
 
 // all reports whether every namespace is to be found and watched.
 func (a *spaces) all() bool { return slices.Contains(a.d.opts.Netns, "all") }
 
 // findNew opens the namespaces that are there and not watched, and lets go of
-// those that nobody but us holds.
-func (a *spaces) findNew() {
-	watched := map[inode]*space{}
-	for _, s := range a.byCookie {
-		watched[s.ino] = s
-	}
+// those that nobody but us holds. Without processes it looks at names only, and
+// lets go of none. It returns how long it looked.
+func (a *spaces) findNew(processes bool) (took time.Duration) {
+	began := time.Now()
 	found := map[inode]string{}
 	if a.all() {
-		found = discoverNetns()
+		found = namedNetns()
+		if processes {
+			addProcessNetns(found)
+		}
 	}
 	for _, name := range a.d.opts.Netns { // one that was deleted and made again is another
 		p := namespacePath(name)
@@ -180,30 +219,42 @@ func (a *spaces) findNew() {
 			found[i] = p
 		}
 	}
-	for _, s := range watched {
-		if s.name == "" {
-			continue
+	took = time.Since(began)
+	a.mu.Lock()
+	for _, s := range a.byCookie {
+		if processes && s.name != "" && !s.lives(found) {
+			a.drop(s)
 		}
-		if i, err := inodeOf(s.name); err == nil && i == s.ino {
-			continue
-		}
-		if p, ok := found[s.ino]; ok {
-			s.name = p // the process that led to it ended, another is in it
-			continue
-		}
-		a.drop(s)
+		delete(found, s.ino)
 	}
-	for i, p := range found {
-		if watched[i] != nil {
+	detached := a.detached
+	a.mu.Unlock()
+	for _, p := range found {
+		if detached {
+			break
+		}
+		err := a.openNamed(p)
+		if err == nil || errors.Is(err, os.ErrNotExist) || errors.Is(err, errDetached) || a.refused[p] == err.Error() {
 			continue
 		}
-		if err := a.openNamed(p); err != nil && !errors.Is(err, os.ErrNotExist) && a.refused[p] != err.Error() {
-			if len(a.refused) < 1024 {
-				a.refused[p] = err.Error()
-			}
-			a.d.log.Warn("cannot watch network namespace", "netns", p, "err", err)
+		if len(a.refused) < 1024 {
+			a.refused[p] = err.Error()
 		}
+		a.d.log.Warn("cannot watch network namespace", "netns", p, "err", err)
 	}
+	return took
+}
+
+// lives is false for a namespace that has neither its name nor a process any more.
+func (s *space) lives(found map[inode]string) bool {
+	if i, err := inodeOf(s.name); err == nil && i == s.ino {
+		return true
+	}
+	p, ok := found[s.ino]
+	if ok {
+		s.name = p // the process that led to it ended, another is in it
+	}
+	return ok
 }
 
 // drop lets go of a namespace that is gone.
@@ -215,27 +266,60 @@ func (a *spaces) drop(s *space) {
 	a.d.log.Info("network namespace gone", "netns", s.name)
 }
 
+// follow looks for namespaces: at every tick and link event everywhere, at every
+// mount by name. It has programs ready for the next one.
 func (a *spaces) follow() {
 	tick := time.NewTicker(rescanEvery)
 	defer tick.Stop()
-	var measure bool
+	mounts, closeMounts := watchMounts(a.d.log)
+	defer closeMounts()
 	for {
+		a.spareOne()
+		processes, tock := true, false
 		select {
 		case <-a.stop:
 			return
 		case <-tick.C:
-			measure = a.d.opts.Drops
+			tock = true
+		case <-mounts:
+			processes = false
 		case <-a.rescan:
-			measure = false
 		}
-		a.mu.Lock()
-		if !a.detached {
-			a.findNew()
-			if measure {
-				a.readDeviceDrops()
-			}
+		took := a.findNew(processes)
+		if tock {
+			a.eachSecond()
 		}
-		a.mu.Unlock()
+		if !a.rest(took) {
+			return
+		}
+	}
+}
+
+// rest keeps looking from taking more than a part of a CPU; false: stop.
+func (a *spaces) rest(took time.Duration) bool {
+	if took < time.Millisecond {
+		return true
+	}
+	select {
+	case <-a.stop:
+		return false
+	case <-time.After(min(4*took, rescanEvery)):
+		return true
+	}
+}
+
+// eachSecond reads what devices dropped, and tries again what was refused.
+func (a *spaces) eachSecond() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.detached {
+		return
+	}
+	if a.d.opts.Drops {
+		a.readDeviceDrops()
+	}
+	for _, s := range a.byCookie {
+		s.retry()
 	}
 }
 
@@ -253,6 +337,9 @@ func (a *spaces) look() {
 func (a *spaces) reload(interfaces, exclude []string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.checkLiterals(interfaces); err != nil {
+		return err
+	}
 	a.interfaces, a.exclude = interfaces, exclude
 	var errs []error
 	for _, s := range a.byCookie {
@@ -261,7 +348,8 @@ func (a *spaces) reload(interfaces, exclude []string) error {
 	return errors.Join(errs...)
 }
 
-// detachAll stops every program; their packets can be read when it returns.
+// detachAll stops every program; their packets can be read when it returns. tcx
+// links are close's to close, because each takes a grace period.
 func (a *spaces) detachAll() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -271,9 +359,19 @@ func (a *spaces) detachAll() error {
 	a.detached = true
 	var errs []error
 	for _, s := range a.byCookie {
-		errs = append(errs, s.detachAll())
+		for _, dev := range s.devices {
+			if dev.on != nil {
+				errs = append(errs, dev.on.silence(a.silent))
+			}
+		}
 	}
-	return errors.Join(append(errs, waitForPrograms())...)
+	errs = append(errs, waitForPrograms())
+	for _, s := range a.byCookie {
+		for _, dev := range s.devices {
+			s.release(dev)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL
@@ -300,26 +398,41 @@ func (a *spaces) close() error {
 	for _, s := range a.byCookie {
 		errs = append(errs, s.detachAll(), s.close())
 	}
-	a.mu.Unlock()
+	a.mu.Unlock() // and none is opened from here on
 	a.wg.Wait()
-	return errors.Join(append(errs, unix.Close(a.own))...)
+	if a.spare != nil {
+		errs = append(errs, a.spare.close())
+	}
+	return errors.Join(append(errs, a.silent.Close(), a.notes.Close(), unix.Close(a.own))...)
 }
 
 // checkLiterals reports the interfaces that were named without a wildcard and do
-// not exist.
-func (s *space) checkLiterals(interfaces []string) error {
-	var errs []error
-	var have []string
-	for _, dev := range s.devices {
-		have = append(have, dev.name)
+// not exist in any watched namespace.
+func (a *spaces) checkLiterals(interfaces []string) error {
+	have := map[string]bool{}
+	for _, s := range a.byCookie {
+		for _, dev := range s.devices {
+			have[dev.name] = true
+		}
 	}
-	slices.Sort(have)
+	var errs []error
 	for _, name := range interfaces {
-		if isLiteral(name) && !slices.Contains(have, name) {
-			errs = append(errs, fmt.Errorf("no interface named %q: there are %s", name, strings.Join(have, ", ")))
+		if isLiteral(name) && !have[name] {
+			errs = append(errs, wrong("dataplane.interfaces: no interface named %q in the watched network namespaces: there are %s; "+
+				"correct the name, or write a pattern such as %q for one that comes later", name, listed(have), name+"*"))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// listed is the names in order, the first of them if they are many.
+func listed(names map[string]bool) string {
+	const most = 20
+	all := slices.Sorted(maps.Keys(names))
+	if len(all) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(all[:most], ", "), len(all)-most)
+	}
+	return strings.Join(all, ", ")
 }
 
 func isLiteral(glob string) bool { return !strings.ContainsAny(glob, `*?[\`) }

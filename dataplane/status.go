@@ -27,7 +27,8 @@ type Status struct {
 	Drain    DrainStatus
 }
 
-// MemoryUse is one bounded kernel structure and its size.
+// MemoryUse is one bounded kernel structure and its size. All but "programs",
+// which grows with the watched namespaces, are together at most Options.MaxMemory.
 type MemoryUse struct {
 	Name  string
 	Bytes uint64
@@ -79,6 +80,7 @@ func (d *Dataplane) Status() Status {
 	if d.objs.backend == BackendHash {
 		s.Slots = d.objs.size.hashEntries()
 	}
+	s.Memory = append(s.Memory, MemoryUse{"programs", d.spaces.programMemory()})
 	if d.drops != nil {
 		s.Memory = append(s.Memory, d.drops.memory())
 	}
@@ -141,6 +143,46 @@ func (a *spaces) programs() []ProgramStatus {
 	}
 	slices.SortFunc(out, func(a, b ProgramStatus) int { return strings.Compare(a.Netns+a.Name, b.Netns+b.Name) })
 	return out
+}
+
+// programShare is what a program takes of the kernel, as a multiple of the
+// instructions and machine code that the kernel tells of: it keeps subprograms
+// twice, and tables beside them. Measured on 6.18 with 300 namespaces' sets: 312 KB
+// (VmallocUsed and Slab) for 105 KB told.
+const programShare = 3
+
+// programMemory is the memory of every namespace's programs, in bytes.
+func (a *spaces) programMemory() (bytes uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.byCookie {
+		bytes += s.progs.bytes
+		if s.relays != nil {
+			bytes += s.relays.bytes
+		}
+	}
+	return bytes
+}
+
+// programBytes estimates what programs take; those that are nil take nothing, and
+// those that the kernel tells nothing of too.
+func programBytes(progs ...*ebpf.Program) (bytes uint64) {
+	for _, p := range progs {
+		if p == nil {
+			continue
+		}
+		info, err := p.Info()
+		if err != nil {
+			continue
+		}
+		if n, ok := info.Memlock(); ok {
+			bytes += n * programShare
+		}
+		if n, err := info.JitedSize(); err == nil {
+			bytes += uint64(n) * programShare
+		}
+	}
+	return bytes
 }
 
 // programStatus reads the kernel's counters of a program.

@@ -34,6 +34,7 @@ func (k *tcpKnown) gain(l *bpf.FlowTcpLine) flows.TCPHealth {
 	}
 	if n := l.RttCount - k.rttCount; n > 0 {
 		h.RTT = flows.RTT{Count: uint64(n), Sum: time.Duration(l.RttSum - k.rttSum), Min: in32ns(l.RttLeast), Max: in32ns(l.RttMost)}
+		h.RTT.Max = max(h.RTT.Max, h.RTT.Mean()) // which is not rounded
 	}
 	*k = tcpKnown{l.RttSum, l.RttCount, l.Retransmits, l.OutOfOrder, l.Lost, l.DupAcks, l.ZeroWindows, l.ZeroMs}
 	return h

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 cache=$PWD/.cache/kernels
 packages="./bpf ./dataplane"
 # What the namespace tests plug together; a name that a kernel has built in is passed over.
-modules="veth bridge 8021q dummy cls_bpf act_bpf sch_ingress sch_tbf"
+modules="veth bridge 8021q dummy vxlan tun cls_bpf act_bpf sch_ingress sch_tbf"
 
 need() {
 	local missing=""
