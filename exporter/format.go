@@ -49,7 +49,7 @@ type Formatter struct {
 	Color  bool           // ANSI colours in compact and wide; honour NO_COLOR before setting it
 	Zone   *time.Location // of the times in compact and wide; nil: local
 
-	widths [16]int
+	widths [24]int
 }
 
 // column is one cell: the colour is an SGR parameter, empty for none. It starts
@@ -129,16 +129,23 @@ func (f *Formatter) columns(r *flows.Record) []column {
 		{title: "ENDED", least: 14, text: reason, colour: colour},
 	}
 	if f.Format == Wide {
+		cols = append(cols, healthColumns(r)...)
 		return append(cols,
 			column{title: "INITIATOR", least: 10, text: r.Initiator.String()},
 			column{title: "CONNECTION", least: 16, text: connection(r.ConnectionID)},
 			column{title: "SCOPE", least: 8, text: scope(r.Scope)},
 			column{title: "HOPS", text: hopList(r.Hops)})
 	}
-	return append(cols, column{title: "INTERFACE", text: hopSummary(r)})
+	wrong, colour := trouble(r)
+	return append(cols,
+		column{title: "INTERFACE", least: 9, text: hopSummary(r)},
+		column{title: "TROUBLE", text: wrong, colour: colour})
 }
 
 func (f *Formatter) appendLine(dst []byte, cols []column) []byte {
+	for cols[len(cols)-1].text == "" {
+		cols = cols[:len(cols)-1]
+	}
 	for i, c := range cols {
 		if i > 0 {
 			dst = append(dst, ' ', ' ')
@@ -318,13 +325,19 @@ func Printable(s string) string {
 }
 
 func appendYAML(dst []byte, r *flows.Record) []byte {
-	var room [40]slog.Attr
+	var room [96]slog.Attr
 	doc := yamlMapping(appendDocument(room[:0], r))
-	hops := &yaml.Node{Kind: yaml.SequenceNode}
-	for i := range r.Hops {
-		hops.Content = append(hops.Content, yamlMapping(appendHop(room[:0], &r.Hops[i])))
+	for l := range numLists {
+		if !l.inJSON(r) {
+			continue
+		}
+		rows := &yaml.Node{Kind: yaml.SequenceNode}
+		for i := range l.len(r) {
+			rows.Content = append(rows.Content, yamlMapping(l.appendRow(room[:0], r, i)))
+		}
+		name, _ := l.names()
+		doc.Content = append(doc.Content, yamlString(name), rows)
 	}
-	doc.Content = append(doc.Content, yamlString("hops"), hops)
 	text, err := yaml.Marshal([]*yaml.Node{doc})
 	if err != nil {
 		return fmt.Appendf(dst, "# %q\n", err) // cannot be: only printable scalars
@@ -336,7 +349,11 @@ func yamlMapping(attrs []slog.Attr) *yaml.Node {
 	m := &yaml.Node{Kind: yaml.MappingNode}
 	for _, a := range attrs {
 		v := yamlString(Printable(a.Value.String()))
-		if a.Value.Kind() != slog.KindString {
+		switch a.Value.Kind() {
+		case slog.KindString:
+		case slog.KindFloat64:
+			v.Tag, v.Value = "", strconv.FormatFloat(a.Value.Float64(), 'f', -1, 64)
+		default:
 			v.Tag = ""
 		}
 		m.Content = append(m.Content, yamlString(a.Key), v)

@@ -21,7 +21,7 @@ func TestCompactLineReadsAsExpected(t *testing.T) {
 	tcp, icmp := tcpRecord(1), icmpRecord()
 	for _, c := range []struct{ got, want string }{
 		{string(f.Header()),
-			"END           SOURCE                     DESTINATION            PROTO   PKTS   BYTES  R-PKTS  R-BYTES  DURATION  FLAGS      ENDED           INTERFACE\n"},
+			"END           SOURCE                     DESTINATION            PROTO   PKTS   BYTES  R-PKTS  R-BYTES  DURATION  FLAGS      ENDED           INTERFACE  TROUBLE\n"},
 		{string(f.Append(nil, &tcp)),
 			"20:30:01.327  10.0.0.1:40000         ->  10.0.0.2:443           tcp       12    3.5k      10      15k      1.2s  FSA/SA     end_of_flow     eth0\n"},
 		{string(f.Append(nil, &icmp)),
@@ -29,6 +29,53 @@ func TestCompactLineReadsAsExpected(t *testing.T) {
 	} {
 		if c.got != c.want {
 			t.Errorf("got  %qwant %q", c.got, c.want)
+		}
+	}
+}
+
+func TestTroubleIsNamedOnlyWhereThereIsSome(t *testing.T) {
+	refused := tcpRecord(1)
+	refused.TCP = &flows.TCPRecord{Failure: flows.FailRefused}
+	reordered := healthyRecord(1)
+	reordered.TCP.Source.OutOfOrder, reordered.TCP.Source.DupAcks = 5, 9
+	for name, c := range map[string]struct {
+		record flows.Record
+		want   string
+	}{
+		"not measured": {tcpRecord(1), "eth0"}, "fine": {healthyRecord(1), "eth0"}, "reordered": {reordered, "eth0"},
+		"refused": {refused, "eth0       refused"},
+		"sick":    {sickRecord(1), "eth0       reset drops 4 retrans 6 zerowin 2"},
+		"lookup":  {dnsRecord(1), "eth0       NXDOMAIN 1 unanswered 1"},
+	} {
+		f := &Formatter{Format: Compact, Zone: time.UTC}
+		line := string(f.Append(nil, &c.record))
+		if got := line[strings.Index(line, "end_of_flow")+16:]; got != c.want+"\n" {
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+func TestWideHasWhatWasMeasured(t *testing.T) {
+	half := healthyRecord(1)
+	half.TCP.Source = flows.TCPHealth{}
+	for name, c := range map[string]struct {
+		record flows.Record
+		want   []string
+	}{
+		"not measured": {tcpRecord(1), []string{"-", "-", "-", "-", "-"}},
+		"half":         {half, []string{"-/12ms", "-/0", "-", "-", "-"}},
+		"fine":         {healthyRecord(1), []string{"250µs/12ms", "0/0", "-", "-", "-"}},
+		"sick":         {sickRecord(1), []string{"250µs/12ms", "5/1", "4 NETFILTER_DROP", "reset", "-"}},
+		"lookup":       {dnsRecord(1), []string{"-", "-", "-", "-", "gone.example.com AAAA unanswered +3"}},
+	} {
+		f := &Formatter{Format: Wide, Zone: time.UTC}
+		f.Append(nil, &c.record) // the columns take their widths
+		header, line := []rune(string(f.Header())), []rune(string(f.Append(nil, &c.record)))
+		for i, title := range []string{"RTT", "RETRANS", "DROPS", "FAIL", "DNS"} {
+			at := strings.Index(string(header), "  "+title+" ") + 2
+			if got, _, _ := strings.Cut(string(line[at:]), "  "); got != c.want[i] {
+				t.Errorf("%s: %s: got %q, want %q", name, title, got, c.want[i])
+			}
 		}
 	}
 }
@@ -68,6 +115,9 @@ func TestColourIsOnlyAddedWhenAsked(t *testing.T) {
 
 func TestHostileNamesCannotReachTheTerminal(t *testing.T) {
 	r := bridgedRecord(1)
+	r.TCP, r.Dropped, r.DropReason = &flows.TCPRecord{}, 1, "NO\x1b[2J"
+	r.DNS = &flows.DNS{Queries: 1, Questions: []flows.DNSQuestion{{Name: "a\x1b]0;\u202e\xff.example"}}}
+	r.SourceProcess = &flows.Process{PID: 1, Comm: "s\x1b[31mh"}
 	for i := range r.Hops {
 		r.Hops[i].Hop = flows.Hop{Interface: "e\x1b[2J\x07\u009b\u202e\xff", Netns: "/run/netns/\x1b]0;owned\x07\U000e0001"}
 	}

@@ -78,10 +78,58 @@ var totals = [...]struct {
 	{"reverse.bytes", "weft.flow.reverse.bytes", func(r *flows.Record) uint64 { return r.ReverseBytes }},
 }
 
+// list is a record's attribute that is a list of rows, each with a few fields.
+type list uint8
+
+// The lists, in the order of export.
+const (
+	listRcodes list = iota
+	listQuestions
+	listHops
+	numLists
+)
+
+// names are l's in JSON and in OTLP.
+func (l list) names() (json, otlp string) {
+	switch l {
+	case listRcodes:
+		return nameDNSRcodes, nameDNSRcodes
+	case listQuestions:
+		return nameDNSQuestions, nameDNSQuestions
+	}
+	return "hops", nameHops
+}
+
+func (l list) len(r *flows.Record) int {
+	switch {
+	case l == listHops:
+		return len(r.Hops)
+	case r.DNS == nil:
+		return 0
+	case l == listRcodes:
+		return len(r.DNS.Rcodes)
+	}
+	return len(r.DNS.Questions)
+}
+
+// inJSON reports whether JSON has l: the hops always, the others when there are any.
+func (l list) inJSON(r *flows.Record) bool { return l == listHops || l.len(r) > 0 }
+
+func (l list) appendRow(dst []slog.Attr, r *flows.Record, i int) []slog.Attr {
+	switch l {
+	case listRcodes:
+		return appendRcode(dst, r.DNS.Rcodes[i])
+	case listQuestions:
+		return appendQuestion(dst, &r.DNS.Questions[i])
+	}
+	return appendHop(dst, &r.Hops[i])
+}
+
 // AppendAttributes appends what is known about r, in a stable order, as strings,
-// int64s and bools with their exported names. What is not known is not there:
-// a conversation without ports has no port. Counts, times and hops are not
-// among them.
+// int64s, float64s and bools with their exported names. What is not known is not
+// there: a conversation without ports has no port, one whose round trip was not
+// measured none of 0. The record's totals, its times and its lists are not among
+// them.
 func AppendAttributes(dst []slog.Attr, r *flows.Record) []slog.Attr {
 	str := func(name, v string) {
 		if v != "" {
@@ -139,7 +187,7 @@ func AppendAttributes(dst []slog.Attr, r *flows.Record) []slog.Attr {
 	if r.Packets > 0 {
 		number(nameDSCP, uint64(r.DSCP))
 	}
-	return dst
+	return appendHealth(dst, r)
 }
 
 // appendHop appends one hop's fields, as AppendAttributes does a record's.
@@ -181,29 +229,41 @@ func appendDocument(dst []slog.Attr, r *flows.Record) []slog.Attr {
 }
 
 // AppendJSON appends r as one JSON object on one line: start, end, every
-// attribute as a flat key, the totals, end_reason and the list of hops. Text
-// that a terminal could obey is escaped.
+// attribute as a flat key, the totals, end_reason and the lists. Text that a
+// terminal could obey is escaped.
 func AppendJSON(dst []byte, r *flows.Record) []byte {
-	var room [40]slog.Attr
+	var room [96]slog.Attr
 	dst = append(dst, '{')
 	for _, a := range appendDocument(room[:0], r) {
 		dst = append(appendMember(dst, a), ',')
 	}
-	dst = append(dst, `"hops":[`...)
-	for i := range r.Hops {
+	for l := range numLists {
+		if !l.inJSON(r) {
+			continue
+		}
+		name, _ := l.names()
+		dst = append(append(append(dst, '"'), name...), `":[`...)
+		for i := range l.len(r) {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = appendRow(dst, l.appendRow(room[:0], r, i))
+		}
+		dst = append(dst, "],"...)
+	}
+	dst[len(dst)-1] = '}'
+	return dst
+}
+
+func appendRow(dst []byte, fields []slog.Attr) []byte {
+	dst = append(dst, '{')
+	for i, a := range fields {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = append(dst, '{')
-		for j, a := range appendHop(room[:0], &r.Hops[i]) {
-			if j > 0 {
-				dst = append(dst, ',')
-			}
-			dst = appendMember(dst, a)
-		}
-		dst = append(dst, '}')
+		dst = appendMember(dst, a)
 	}
-	return append(dst, "]}"...)
+	return append(dst, '}')
 }
 
 func appendMember(dst []byte, a slog.Attr) []byte {
@@ -213,6 +273,8 @@ func appendMember(dst []byte, a slog.Attr) []byte {
 		return strconv.AppendInt(dst, a.Value.Int64(), 10)
 	case slog.KindUint64:
 		return strconv.AppendUint(dst, a.Value.Uint64(), 10)
+	case slog.KindFloat64:
+		return strconv.AppendFloat(dst, a.Value.Float64(), 'f', -1, 64)
 	case slog.KindBool:
 		return strconv.AppendBool(dst, a.Value.Bool())
 	}

@@ -84,13 +84,13 @@ func TestUnknownIsAbsentAndNotZero(t *testing.T) {
 
 func TestAttributeNamesAreLeavesOnly(t *testing.T) {
 	var names []string
-	for _, r := range []flows.Record{tcpRecord(0), icmpRecord()} {
+	for _, r := range []flows.Record{tcpRecord(0), icmpRecord(), sickRecord(0), dnsRecord(0)} {
 		r.Scope.VLAN, r.Fragment = flows.VLAN{Outer: 1, Inner: 2}, true
 		for _, a := range AppendAttributes(nil, &r) {
 			names = append(names, a.Key)
 		}
 	}
-	names = append(names, nameStart, nameHops)
+	names = append(names, nameStart, nameHops, nameRcode, nameDNSRcodes, nameDNSQuestions)
 	for _, t := range totals {
 		names = append(names, t.otlp)
 	}

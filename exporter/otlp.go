@@ -88,7 +88,7 @@ func (c OTLPConfig) getenv() func(string) string {
 }
 
 // OTLP is a sink that sends every record as an OTLP log record, and the ledger
-// as OTLP metrics, over gRPC. Records wait in a bounded queue while the receiver
+// and the histograms as OTLP metrics, over gRPC. Records wait in a bounded queue while the receiver
 // is away. A record is acknowledged when a receiver's answer says so; the ways
 // to lose one are
 //
@@ -106,8 +106,9 @@ type OTLP struct {
 	logs    *link // nil: records are not exported
 	metrics *link // nil: the ledger is not exported
 
-	mu     sync.Mutex
-	ledger flows.Ledger // the latest
+	mu        sync.Mutex
+	ledger    flows.Ledger // the latest
+	latencies Latencies    // the latest
 
 	ctx     context.Context // of every request; ended by Close's deadline
 	cancel  context.CancelFunc
@@ -151,7 +152,8 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 // Name is "otlp".
 func (o *OTLP) Name() string { return o.queue.account.Name }
 
-// Export queues w's records and keeps its ledger for the next export of metrics.
+// Export queues w's records and keeps its ledger and its histograms for the next
+// export of metrics.
 func (o *OTLP) Export(_ context.Context, w flows.Window) error {
 	if o.logs != nil {
 		o.queue.put(w.Records)
@@ -159,6 +161,11 @@ func (o *OTLP) Export(_ context.Context, w flows.Window) error {
 	if !w.Ledger.At.IsZero() {
 		o.mu.Lock()
 		o.ledger = w.Ledger
+		o.mu.Unlock()
+	}
+	if w.Latencies != nil {
+		o.mu.Lock()
+		o.latencies = latenciesOf(w)
 		o.mu.Unlock()
 	}
 	return nil
@@ -233,7 +240,7 @@ func (o *OTLP) sendBatch(client collogs.LogsServiceClient, batch *collogs.Export
 	}
 }
 
-// sendMetrics is the worker for the ledger: every so often, and once at the end.
+// sendMetrics is the worker for the ledger and the histograms: every so often, and once at the end.
 func (o *OTLP) sendMetrics(every time.Duration) {
 	client := colmetrics.NewMetricsServiceClient(o.metrics.conn)
 	tick := time.NewTicker(every)
@@ -245,12 +252,13 @@ func (o *OTLP) sendMetrics(every time.Duration) {
 			last = true
 		}
 		o.mu.Lock()
-		ledger := o.ledger
+		ledger, latencies := o.ledger, o.latencies
 		o.mu.Unlock()
 		if ledger.At.IsZero() {
 			continue
 		}
-		for _, batch := range o.encoder.metricBatches(&ledger) {
+		batches := append(o.encoder.metricBatches(&ledger), o.encoder.latencyBatches(latencies)...)
+		for _, batch := range batches {
 			o.metrics.once(o.ctx, func(ctx context.Context) (int64, string, error) {
 				answer, err := client.Export(ctx, batch)
 				p := answer.GetPartialSuccess()

@@ -78,12 +78,12 @@ func logCount(m *collogs.ExportLogsServiceRequest) int {
 }
 
 func (e encoder) logRecord(r *flows.Record, observed time.Time) *logs.LogRecord {
-	var room [32]slog.Attr
+	var room [96]slog.Attr
 	attrs := AppendAttributes(room[:0], r)
 	m := &logs.LogRecord{
 		TimeUnixNano: uint64(nanos(r.End)), ObservedTimeUnixNano: uint64(observed.UnixNano()),
 		SeverityNumber: logs.SeverityNumber_SEVERITY_NUMBER_INFO, SeverityText: "INFO",
-		EventName: EventName, Attributes: make([]*common.KeyValue, 0, len(attrs)+len(totals)+2),
+		EventName: EventName, Attributes: make([]*common.KeyValue, 0, len(attrs)+len(totals)+1+int(numLists)),
 	}
 	for _, a := range attrs {
 		m.Attributes = append(m.Attributes, keyValue(a))
@@ -94,23 +94,26 @@ func (e encoder) logRecord(r *flows.Record, observed time.Time) *logs.LogRecord 
 	if !r.Start.IsZero() {
 		m.Attributes = append(m.Attributes, keyValue(slog.Int64(nameStart, nanos(r.Start))))
 	}
-	if len(r.Hops) > 0 {
-		m.Attributes = append(m.Attributes, hopsValue(r.Hops))
+	for l := range numLists {
+		if l.len(r) > 0 {
+			m.Attributes = append(m.Attributes, listValue(l, r))
+		}
 	}
 	return m
 }
 
-func hopsValue(hops []flows.HopCount) *common.KeyValue {
+func listValue(l list, r *flows.Record) *common.KeyValue {
 	var room [16]slog.Attr
-	list := &common.ArrayValue{Values: make([]*common.AnyValue, len(hops))}
-	for i := range hops {
+	rows := &common.ArrayValue{Values: make([]*common.AnyValue, l.len(r))}
+	for i := range rows.Values {
 		fields := &common.KeyValueList{}
-		for _, a := range appendHop(room[:0], &hops[i]) {
+		for _, a := range l.appendRow(room[:0], r, i) {
 			fields.Values = append(fields.Values, keyValue(a))
 		}
-		list.Values[i] = &common.AnyValue{Value: &common.AnyValue_KvlistValue{KvlistValue: fields}}
+		rows.Values[i] = &common.AnyValue{Value: &common.AnyValue_KvlistValue{KvlistValue: fields}}
 	}
-	return &common.KeyValue{Key: nameHops, Value: &common.AnyValue{Value: &common.AnyValue_ArrayValue{ArrayValue: list}}}
+	_, name := l.names()
+	return &common.KeyValue{Key: name, Value: &common.AnyValue{Value: &common.AnyValue_ArrayValue{ArrayValue: rows}}}
 }
 
 // keyValue is a as OTLP has it. Text must be UTF-8 there; the kernel's names
@@ -120,6 +123,8 @@ func keyValue(a slog.Attr) *common.KeyValue {
 	switch a.Value.Kind() {
 	case slog.KindInt64:
 		v.Value = &common.AnyValue_IntValue{IntValue: a.Value.Int64()}
+	case slog.KindFloat64:
+		v.Value = &common.AnyValue_DoubleValue{DoubleValue: a.Value.Float64()}
 	case slog.KindBool:
 		v.Value = &common.AnyValue_BoolValue{BoolValue: a.Value.Bool()}
 	default:
@@ -141,13 +146,17 @@ func (e encoder) metricBatches(l *flows.Ledger) []*colmetrics.ExportMetricsServi
 		if len(batches) == (len(order)-1)/maxBatchPoints {
 			s.records(l)
 		}
-		batches = append(batches, &colmetrics.ExportMetricsServiceRequest{
-			ResourceMetrics: []*metrics.ResourceMetrics{{
-				Resource: e.resource, ScopeMetrics: []*metrics.ScopeMetrics{{Scope: e.scope, Metrics: s.metrics}},
-			}},
-		})
+		batches = append(batches, e.metricsRequest(s.metrics))
 	}
 	return batches
+}
+
+func (e encoder) metricsRequest(list []*metrics.Metric) *colmetrics.ExportMetricsServiceRequest {
+	return &colmetrics.ExportMetricsServiceRequest{
+		ResourceMetrics: []*metrics.ResourceMetrics{{
+			Resource: e.resource, ScopeMetrics: []*metrics.ScopeMetrics{{Scope: e.scope, Metrics: list}},
+		}},
+	}
 }
 
 // sums collects data points by metric.

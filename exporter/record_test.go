@@ -57,6 +57,55 @@ func bridgedRecord(i int) flows.Record {
 	return r
 }
 
+// healthyRecord is a tcpRecord as a data plane that measures TCP makes it, of
+// which there is nothing bad to say.
+func healthyRecord(i int) flows.Record {
+	r := tcpRecord(i)
+	r.TCP = &flows.TCPRecord{
+		Source: flows.TCPHealth{
+			RTT:       flows.RTT{Count: 4, Sum: 1_000_004 * time.Nanosecond, Min: 200_001, Max: 400_003},
+			Handshake: 250_000, MSS: 1460, WindowScale: 7,
+			Options: flows.TCPSYNSeen | flows.TCPTimestamps | flows.TCPSACK | flows.TCPWindowScale,
+		},
+		Destination: flows.TCPHealth{
+			RTT:       flows.RTT{Count: 3, Sum: 36 * time.Millisecond, Min: 11_500_000, Max: 12_500_000},
+			Handshake: 12 * time.Millisecond, MSS: 1460, WindowScale: 9, Options: flows.TCPSYNSeen | flows.TCPWindowScale,
+		},
+	}
+	return r
+}
+
+// sickRecord is a connection with everything wrong with it.
+func sickRecord(i int) flows.Record {
+	r := healthyRecord(i)
+	s, d := &r.TCP.Source, &r.TCP.Destination
+	s.Retransmits, s.OutOfOrder, s.Lost, s.DupAcks = 5, 2, 3, 7
+	d.Retransmits, d.ZeroWindows, d.ZeroWindow = 1, 2, 1500*time.Millisecond
+	r.TCP.DestinationReset, r.TCP.Failure = true, flows.FailReset
+	r.ReverseTCPFlags |= flows.FlagRST
+	r.Dropped, r.DropReason = 4, "NETFILTER_DROP"
+	r.SourceProcess = &flows.Process{PID: 4711, Comm: "curl", Cgroup: 8765}
+	r.DestinationProcess = &flows.Process{Comm: "ngi\x1b[2Jnx"}
+	return r
+}
+
+// dnsRecord is a resolver's client: two answers and one that never came.
+func dnsRecord(i int) flows.Record {
+	r := tcpRecord(i)
+	r.Key.Proto, r.Key.Dst, r.TCPFlags, r.ReverseTCPFlags, r.ConnectionID = flows.ProtoUDP, netip.MustParseAddrPort("10.0.0.2:53"), 0, 0, 0
+	r.DNS = &flows.DNS{
+		Queries: 4, Retries: 1, Answers: 3, Timeouts: 1,
+		Latency: flows.RTT{Count: 3, Sum: 9 * time.Millisecond, Min: time.Millisecond, Max: 5 * time.Millisecond},
+		Rcodes:  []flows.DNSRcode{{Rcode: 3, Count: 1}, {Rcode: 0, Count: 2}},
+		Questions: []flows.DNSQuestion{
+			{Name: "gone.example.com", Type: 28, Timeout: true},
+			{Name: "nowhere.example.com", Type: 1, Rcode: 3, Latency: 5 * time.Millisecond},
+			{Name: "www.example.com", Type: 65, Records: 2},
+		},
+	}
+	return r
+}
+
 // icmpRecord is an echo request and its reply; type 8 code 0 are in the ports.
 func icmpRecord() flows.Record {
 	return flows.Record{

@@ -23,12 +23,14 @@ const DefaultHTTP = "127.0.0.1:9470"
 
 // WebOptions says what is served and where it comes from.
 type WebOptions struct {
-	Addr    string                 // host:port; empty: [DefaultHTTP]
-	Version string                 // of the agent, for weft_build_info
-	Ledger  func() flows.Ledger    // the latest; zero At: none yet
-	Health  func() error           // why the agent is not well; nil: it is alive and drains
-	Ready   func() error           // why it is not at work; nil: attached, and drained once
-	Extra   []prometheus.Collector // what else has metrics, such as the OTLP sink
+	Addr    string              // host:port; empty: [DefaultHTTP]
+	Version string              // of the agent, for weft_build_info
+	Ledger  func() flows.Ledger // the latest; zero At: none yet
+	// Latencies are the latest histograms; nil: there are none.
+	Latencies func() Latencies
+	Health    func() error           // why the agent is not well; nil: it is alive and drains
+	Ready     func() error           // why it is not at work; nil: attached, and drained once
+	Extra     []prometheus.Collector // what else has metrics, such as the OTLP sink
 }
 
 // Web serves /metrics, /healthz and /readyz.
@@ -49,6 +51,9 @@ func ListenHTTP(o WebOptions) (*Web, error) {
 	own := []prometheus.Collector{
 		NewLedgerCollector(o.Ledger), buildInfo(o.Version), collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	}
+	if o.Latencies != nil {
+		own = append(own, NewLatencyCollector(o.Latencies))
 	}
 	for _, c := range append(own, o.Extra...) {
 		if err := registry.Register(c); err != nil {

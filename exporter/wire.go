@@ -40,6 +40,7 @@ func toWire(m *api.Record, r *flows.Record) {
 		hopToWire(hops[i], &r.Hops[i], start, end)
 	}
 	m.Hops = hops
+	healthToWire(m, r)
 }
 
 func hopToWire(m *api.Hop, h *flows.HopCount, start, end int64) {
@@ -80,6 +81,7 @@ func fromWire(m *api.Record) flows.Record {
 			First: wall(m.Start+h.First, h.NoFirst), Last: wall(end-h.Last, h.NoLast),
 		}
 	}
+	healthFromWire(&r, m)
 	return r
 }
 

@@ -3,6 +3,7 @@
 package exporter
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"reflect"
 	"testing"
@@ -27,6 +28,9 @@ func fill(t *testing.T, v reflect.Value, n *int64) {
 		return
 	}
 	switch v.Kind() {
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(t, v.Elem(), n)
 	case reflect.Struct:
 		for i := range v.NumField() {
 			fill(t, v.Field(i), n)
@@ -68,8 +72,10 @@ func TestWireKeepsEveryFieldOfARecord(t *testing.T) {
 	var m api.Record // reused, as the store does
 	for name, want := range map[string]flows.Record{
 		"every field set": full, "zero": {}, "tcp": tcpRecord(1), "icmp": icmpRecord(), "bridged": bridgedRecord(2),
-		"without times": withoutTimes,
-		"mapped":        {Key: flows.Key{Src: netip.MustParseAddrPort("[::ffff:10.0.0.1]:5")}},
+		"without times": withoutTimes, "health": healthyRecord(3), "lookup": dnsRecord(4),
+		"known, and all zero": {TCP: &flows.TCPRecord{}, DNS: &flows.DNS{}, SourceProcess: &flows.Process{}, DestinationProcess: &flows.Process{},
+			Source: &flows.Entity{}, Destination: &flows.Entity{}},
+		"mapped": {Key: flows.Key{Src: netip.MustParseAddrPort("[::ffff:10.0.0.1]:5")}},
 	} {
 		toWire(&m, &want)
 		encoded, err := proto.Marshal(&m)
@@ -82,6 +88,97 @@ func TestWireKeepsEveryFieldOfARecord(t *testing.T) {
 		}
 		if got := fromWire(&back); !reflect.DeepEqual(got, want) {
 			t.Errorf("%s:\n got %+v\nwant %+v", name, got, want)
+		}
+	}
+}
+
+// randomly sets every field that v reaches to anything it may hold, or leaves it.
+func randomly(t *testing.T, v reflect.Value, r *rand.Rand) {
+	switch x := v.Addr().Interface().(type) {
+	case *time.Time:
+		*x = []time.Time{{}, t0.Add(time.Duration(r.Int64() >> 16)), t0}[r.IntN(3)]
+		return
+	case *netip.AddrPort:
+		four, six := netip.AddrFrom4([4]byte{10, byte(r.Uint32())}), netip.AddrFrom16([16]byte{0xfd, 15: byte(r.Uint32())})
+		*x = netip.AddrPortFrom([]netip.Addr{{}, four, six, six.WithZone("eth0")}[r.IntN(4)], uint16(r.Uint32()))
+		return
+	}
+	switch n := r.Uint64() >> r.IntN(64); v.Kind() {
+	case reflect.Pointer:
+		if r.IntN(2) == 0 {
+			v.Set(reflect.New(v.Type().Elem()))
+			randomly(t, v.Elem(), r)
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			randomly(t, v.Field(i), r)
+		}
+	case reflect.Slice:
+		if n := r.IntN(4); n > 0 {
+			v.Set(reflect.MakeSlice(v.Type(), n, n))
+		}
+		for i := range v.Len() {
+			randomly(t, v.Index(i), r)
+		}
+	case reflect.Map:
+		for _, name := range []string{"", "app", "\xff"}[:r.IntN(4)] {
+			if v.IsNil() {
+				v.Set(reflect.MakeMap(v.Type()))
+			}
+			value := reflect.New(v.Type().Elem()).Elem()
+			randomly(t, value, r)
+			v.SetMapIndex(reflect.ValueOf(name), value)
+		}
+	case reflect.String:
+		v.SetString([]string{"", "a", "\xff\x00", "a rather long name"}[r.IntN(4)])
+	case reflect.Bool:
+		v.SetBool(r.IntN(2) == 0)
+	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		v.SetUint(n & (1<<v.Type().Bits() - 1))
+	case reflect.Int64:
+		v.SetInt(int64(n))
+	default:
+		t.Fatalf("a field of kind %s: teach randomly about it", v.Kind())
+	}
+}
+
+func TestWireKeepsAnyRecord(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 11))
+	var m api.Record // reused, as the store does
+	for i := range 2000 {
+		var want flows.Record
+		randomly(t, reflect.ValueOf(&want).Elem(), r)
+		toWire(&m, &want)
+		encoded, err := proto.Marshal(&m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back api.Record
+		if err := proto.Unmarshal(encoded, &back); err != nil {
+			t.Fatal(err)
+		}
+		if got := fromWire(&back); !reflect.DeepEqual(got, want) {
+			t.Fatalf("record %d:\n got %+v\nwant %+v", i, got, want)
+		}
+	}
+}
+
+func TestWhatWasNotMeasuredTakesNoRoomOnTheWire(t *testing.T) {
+	size := func(r flows.Record) int {
+		var m api.Record
+		toWire(&m, &r)
+		return proto.Size(&m)
+	}
+	for _, c := range []struct {
+		name   string
+		record flows.Record
+		most   int // bytes more than tcpRecord
+	}{
+		{"not measured", tcpRecord(1), 0},
+		{"measured, and fine", healthyRecord(1), 64},
+	} {
+		if got := size(c.record) - size(tcpRecord(1)); got > c.most {
+			t.Errorf("%s: got %d bytes more, want at most %d", c.name, got, c.most)
 		}
 	}
 }
@@ -108,14 +205,15 @@ func TestWireKeepsEveryFieldOfALedger(t *testing.T) {
 }
 
 func FuzzWireNeverPanics(f *testing.F) {
-	r := bridgedRecord(3)
-	var m api.Record
-	toWire(&m, &r)
-	seed, err := proto.Marshal(&m)
-	if err != nil {
-		f.Fatal(err)
+	for _, r := range []flows.Record{bridgedRecord(3), sickRecord(3), dnsRecord(3)} {
+		var m api.Record
+		toWire(&m, &r)
+		seed, err := proto.Marshal(&m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(seed)
 	}
-	f.Add(seed)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var m api.Record
 		if proto.Unmarshal(b, &m) != nil {

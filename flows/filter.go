@@ -21,9 +21,13 @@ type Term struct {
 	Negate bool   // records for which the condition holds are refused
 }
 
-// String is the term as flags: "--not --from-ip 10.0.0.0/8".
+// String is the term as flags: "--not --from-ip 10.0.0.0/8", "--retransmits=5".
 func (t Term) String() string {
-	s := "--" + t.Kind + " " + t.Value
+	space := " "
+	if k, _ := kindOf(t.Kind); k != nil && k.bare != "" {
+		space = "="
+	}
+	s := "--" + t.Kind + space + t.Value
 	if t.Negate {
 		return "--not " + s
 	}

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 // terms reads "from-ip=10.0.0.1 !port=80" as terms.
@@ -27,6 +28,16 @@ func TestFilterMatches(t *testing.T) {
 	ping := &Record{Key: key(ProtoICMP, "10.0.0.9", 8, "10.0.0.1", 0)}
 	six := &Record{Key: udp("[2001:db8::1]:5353", "[ff02::fb]:5353")}
 	part := &Record{Key: udp("10.0.0.9:0", "10.0.0.1:0"), Fragment: true}
+	slow := &Record{Key: tcp("10.0.0.9:40000", "192.0.2.7:443"), Dropped: 3, DropReason: "NETFILTER_DROP", TCP: &TCPRecord{
+		Source:      TCPHealth{Handshake: 60 * time.Millisecond, Retransmits: 4},
+		Destination: TCPHealth{RTT: RTT{Count: 2, Sum: 30 * time.Millisecond, Max: 29 * time.Millisecond}, Handshake: time.Second, Retransmits: 1},
+		Failure:     FailReset,
+	}}
+	fine := &Record{Key: tcp("10.0.0.9:40000", "192.0.2.7:443"), TCP: &TCPRecord{}}
+	lookup := &Record{Key: udp("10.0.0.9:40000", "10.0.0.1:53"), DNS: &DNS{
+		Rcodes:    []DNSRcode{{0, 2}, {3, 1}, {2, 0}},
+		Questions: []DNSQuestion{{Name: "www.example.com"}, {Name: "0/25.2.0.192.in-addr.arpa"}},
+	}}
 	for _, c := range []struct {
 		filter string
 		r      *Record
@@ -70,6 +81,49 @@ func TestFilterMatches(t *testing.T) {
 		{"tcp-flags=RST", web, true},
 		{"tcp-flags=SYN+RST", web, false},
 		{"tcp-flags=FIN", web, false},
+		{"from-tcp-flags=SYN,ACK", web, true},
+		{"to-tcp-flags=SYN", web, false},
+		{"to-tcp-flags=RST", web, true},
+		{"!tcp-flags=RST", web, false},
+		{"!from-tcp-flags=RST", web, true},
+		{"retransmits=1", slow, true},
+		{"retransmits=4", slow, true},
+		{"retransmits=5", slow, false}, // not the sum of both ends
+		{"from-retransmits=2", slow, true},
+		{"to-retransmits=2", slow, false},
+		{"retransmits=1", fine, false},
+		{"retransmits=1", web, false},
+		{"!retransmits=1", web, true},
+		{"rtt-over=50ms", slow, true}, // the source's handshake
+		{"from-rtt-over=60ms", slow, false},
+		{"to-rtt-over=14ms", slow, true},
+		{"to-rtt-over=15ms", slow, false}, // the mean and not the longest, nor the handshake
+		{"rtt-over=0s", fine, false},
+		{"rtt-over=0s", web, false},
+		{"failed=any", slow, true},
+		{"failed=reset", slow, true},
+		{"failed=Reset", slow, true},
+		{"failed=refused", slow, false},
+		{"failed=any", fine, false},
+		{"!failed=any", fine, true},
+		{"failed=any", web, false},
+		{"dropped=1", slow, true},
+		{"dropped=4", slow, false},
+		{"dropped=1", fine, false},
+		{"drop-reason=netfilter_*", slow, true},
+		{"drop-reason=NO_SOCKET", slow, false},
+		{"drop-reason=*", fine, false},
+		{"dns-rcode=nxdomain", lookup, true},
+		{"dns-rcode=3", lookup, true},
+		{"dns-rcode=NOERROR dns-name=www.*", lookup, true},
+		{"dns-rcode=SERVFAIL", lookup, false},
+		{"dns-rcode=NOERROR", web, false},
+		{"dns-name=*.Example.com.", lookup, true},
+		{"dns-name=example.com", lookup, false},
+		{"dns-name=*.in-addr.arpa", lookup, true},
+		{"dns-name=0/25.*", lookup, true},
+		{"!dns-name=*.example.com", lookup, false},
+		{"dns-name=*", web, false},
 		{"port=80 port=443", web, true},
 		{"port=80 port=8080", web, false},
 		{"port=443 protocol=udp", web, false},
@@ -115,6 +169,18 @@ func TestFilterErrorsNameTheTermAndTheMend(t *testing.T) {
 		{"netns=", []string{`filter netns ""`}},
 		{"tcp-flags=SYN+SIN", []string{`filter tcp-flags "SYN+SIN"`, "FIN, SYN, RST"}},
 		{"tcp-flags=", []string{`filter tcp-flags ""`}},
+		{"retransmits=0", []string{`filter retransmits "0"`, "from 1"}},
+		{"to-retransmits=x", []string{`filter to-retransmits "x"`}},
+		{"rtt-over=50", []string{`filter rtt-over "50"`, "50ms"}},
+		{"rtt-over=-1s", []string{`filter rtt-over "-1s"`}},
+		{"failed=sad", []string{`filter failed "sad"`, "any", "refused, unanswered, half_open", "backlog"}},
+		{"failed=", []string{`filter failed ""`}},
+		{"from-failed=any", []string{`filter "from-failed"`}},
+		{"dropped=-1", []string{`filter dropped "-1"`}},
+		{"drop-reason=[", []string{`filter drop-reason "["`, "NETFILTER_DROP"}},
+		{"dns-rcode=NODOMAIN", []string{`filter dns-rcode "NODOMAIN"`, "NXDOMAIN"}},
+		{"dns-rcode=65536", []string{`filter dns-rcode "65536"`}},
+		{"dns-name=", []string{`filter dns-name ""`, "*.example.com"}},
 		{"port=x !ip=y port=80", []string{`filter port "x"`, `filter ip "y"`}},
 	} {
 		f, err := ParseFilter(terms(c.filter))
@@ -134,15 +200,15 @@ func TestFilterErrorsNameTheTermAndTheMend(t *testing.T) {
 }
 
 func TestFilterRoundTrips(t *testing.T) {
-	f, err := ParseFilter(terms("ip=::ffff:10.1.2.3/104 !from-ip=2001:DB8::1 port=080 protocol=6 tcp-flags=ack,syn netns=blue interface=veth*"))
+	f, err := ParseFilter(terms("ip=::ffff:10.1.2.3/104 !from-ip=2001:DB8::1 port=080 protocol=6 tcp-flags=ack,syn netns=blue interface=veth* from-retransmits=05 rtt-over=1500us !failed=RESET drop-reason=no_* dns-rcode=rcode12 dns-rcode=2 dns-name=WWW.Example.com."))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := terms("ip=10.0.0.0/8 !from-ip=2001:db8::1 port=80 protocol=tcp tcp-flags=SYN+ACK netns=blue interface=veth*")
+	want := terms("ip=10.0.0.0/8 !from-ip=2001:db8::1 port=80 protocol=tcp tcp-flags=SYN+ACK netns=blue interface=veth* from-retransmits=5 rtt-over=1.5ms !failed=reset drop-reason=NO_* dns-rcode=RCODE12 dns-rcode=SERVFAIL dns-name=www.example.com")
 	if got := f.Terms(); !reflect.DeepEqual(got, want) {
 		t.Errorf("terms: got %v, want %v", got, want)
 	}
-	if got, want := f.String(), "--ip 10.0.0.0/8 --not --from-ip 2001:db8::1 --port 80 --protocol tcp --tcp-flags SYN+ACK --netns blue --interface veth*"; got != want {
+	if got, want := f.String(), "--ip 10.0.0.0/8 --not --from-ip 2001:db8::1 --port 80 --protocol tcp --tcp-flags SYN+ACK --netns blue --interface veth* --from-retransmits=5 --rtt-over 1.5ms --not --failed=reset --drop-reason NO_* --dns-rcode RCODE12 --dns-rcode SERVFAIL --dns-name www.example.com"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if got := (*Filter)(nil).Terms(); got != nil {
@@ -151,7 +217,8 @@ func TestFilterRoundTrips(t *testing.T) {
 }
 
 func TestEveryFilterKindHasHelpAndParses(t *testing.T) {
-	good := map[string]string{"ip": "10.0.0.1", "port": "80", "protocol": "tcp", "interface": "eth0", "netns": "blue", "tcp-flags": "SYN"}
+	good := map[string]string{"ip": "10.0.0.1", "port": "80", "protocol": "tcp", "interface": "eth0", "netns": "blue", "tcp-flags": "SYN",
+		"retransmits": "5", "rtt-over": "50ms", "failed": "refused", "dropped": "2", "drop-reason": "NO_SOCKET", "dns-rcode": "NXDOMAIN", "dns-name": "example.com"}
 	seen := map[string]bool{}
 	for _, k := range FilterKinds() {
 		base := strings.TrimPrefix(strings.TrimPrefix(k.Name, "from-"), "to-")
@@ -162,18 +229,26 @@ func TestEveryFilterKindHasHelpAndParses(t *testing.T) {
 		if _, err := ParseFilter([]Term{{Kind: k.Name, Value: good[base]}}); err != nil {
 			t.Errorf("%s %s: %v", k.Name, good[base], err)
 		}
+		if k.Bare == "" {
+			continue
+		}
+		if _, err := ParseFilter([]Term{{Kind: k.Name, Value: k.Bare}}); err != nil {
+			t.Errorf("%s written bare: %v", k.Name, err)
+		}
 	}
-	if len(seen) != 10 {
-		t.Errorf("got %d kinds, want 10", len(seen))
+	if len(seen) != 23 {
+		t.Errorf("got %d kinds, want 23", len(seen))
 	}
 }
 
 func TestMatchingAllocatesNothing(t *testing.T) {
-	f, err := ParseFilter(terms("ip=10.0.0.0/8 port=80 protocol=tcp interface=veth* !netns=blue tcp-flags=SYN"))
+	f, err := ParseFilter(terms("ip=10.0.0.0/8 port=80 protocol=tcp interface=veth* !netns=blue tcp-flags=SYN retransmits=1 rtt-over=1ms failed=any dropped=1 drop-reason=no_* dns-rcode=3 dns-name=*.example.com"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &Record{Key: tcp("10.0.0.9:40000", "192.0.2.7:80"), TCPFlags: FlagSYN, Hops: []HopCount{{Hop: Hop{Interface: "veth1", Netns: "/run/netns/red"}}}}
+	r := &Record{Key: tcp("10.0.0.9:40000", "192.0.2.7:80"), TCPFlags: FlagSYN, Hops: []HopCount{{Hop: Hop{Interface: "veth1", Netns: "/run/netns/red"}}},
+		Dropped: 1, DropReason: "NO_SOCKET", DNS: &DNS{Rcodes: []DNSRcode{{3, 1}}, Questions: []DNSQuestion{{Name: "www.example.com"}}},
+		TCP: &TCPRecord{Source: TCPHealth{Retransmits: 1, Handshake: time.Second}, Failure: FailReset}}
 	if !f.Match(r) {
 		t.Fatal("got no match, want a match")
 	}
@@ -185,7 +260,7 @@ func TestMatchingAllocatesNothing(t *testing.T) {
 // Any value either fails with an error that names it or round-trips.
 func FuzzParseFilter(f *testing.F) {
 	for _, k := range FilterKinds() {
-		for _, v := range []string{"", "10.0.0.1", "::ffff:10.0.0.0/104", "80", "tcp", "eth[0-3]", "SYN+ACK", "\x00[", "+,|"} {
+		for _, v := range []string{"", "10.0.0.1", "::ffff:10.0.0.0/104", "80", "tcp", "eth[0-3]", "SYN+ACK", "\x00[", "+,|", "50ms", "any", "NXDOMAIN", "0/25.*"} {
 			f.Add(k.Name, v, false)
 		}
 	}

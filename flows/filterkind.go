@@ -17,6 +17,9 @@ type FilterKind struct {
 	Name  string // of the term and the flag: "from-ip"
 	Value string // what it takes, for help: "ADDRESS|PREFIX"
 	Help  string // one line
+	// Bare is the value of a flag that is written without one; empty: it needs one.
+	// A flag that may be bare takes its value behind "=" only.
+	Bare string
 }
 
 // kind is a filter kind: a condition on one end of a conversation, which has
@@ -24,6 +27,7 @@ type FilterKind struct {
 // returns the value in canonical spelling and the condition.
 type kind struct {
 	name, value, help string
+	bare              string
 	end               func(string) (string, func(r *Record, source bool) bool, error)
 	record            func(string) (string, test, error)
 }
@@ -35,18 +39,25 @@ var kinds = []kind{
 	{name: "protocol", value: "NAME|NUMBER", help: "IP protocol: tcp, udp, icmp, 47 ...", record: parseProtocolTerm},
 	{name: "interface", value: "GLOB", help: "device that any hop of the conversation is at", record: parseInterfaceTerm},
 	{name: "netns", value: "GLOB", help: "network namespace, path or name, of any hop; self: the agent's own", record: parseNetnsTerm},
-	{name: "tcp-flags", value: "FLAG[+FLAG...]", help: "flags that one direction has all sent: SYN, SYN+ACK, RST ...", record: parseFlagsTerm},
+	{name: "tcp-flags", value: "FLAG[,FLAG...]", help: "flags, all of them sent in the conversation: SYN, SYN,ACK, RST ...", end: parseFlagsTerm},
+	{name: "retransmits", value: "N", bare: "1", help: "TCP segments sent again: any, or with =N at least N", end: parseRetransmitsTerm},
+	{name: "rtt-over", value: "DURATION", help: "mean TCP round trip (the handshake, where none was measured) over 50ms, 1.5s ...", end: parseRTTTerm},
+	{name: "failed", value: "CAUSE", bare: anyValue, help: "TCP connections that failed: for any cause, or with =CAUSE one of " + strings.Join(failureNames[1:], ", "), record: parseFailedTerm},
+	{name: "dropped", value: "N", bare: "1", help: "packets that the kernel threw away: any, or with =N at least N", record: parseDroppedTerm},
+	{name: "drop-reason", value: "GLOB", help: "the kernel's reason for most of the packets thrown away: NETFILTER_DROP, *CSUM* ... in any case", record: parseDropReasonTerm},
+	{name: "dns-rcode", value: "NAME|NUMBER", help: "code that a DNS answer had: NXDOMAIN, SERVFAIL, 3 ...", record: parseRcodeTerm},
+	{name: "dns-name", value: "GLOB", help: "name among the last that were asked for, such as *.example.com, in any case", record: parseDNSNameTerm},
 }
 
 // FilterKinds lists every kind, sided forms included, in the order of help.
 func FilterKinds() []FilterKind {
 	var all []FilterKind
 	for _, k := range kinds {
-		all = append(all, FilterKind{k.name, k.value, k.help})
+		all = append(all, FilterKind{k.name, k.value, k.help, k.bare})
 		if k.end != nil {
 			all = append(all,
-				FilterKind{"from-" + k.name, k.value, "source " + k.help},
-				FilterKind{"to-" + k.name, k.value, "destination " + k.help})
+				FilterKind{"from-" + k.name, k.value, "source " + k.help, k.bare},
+				FilterKind{"to-" + k.name, k.value, "destination " + k.help, k.bare})
 		}
 	}
 	return all
@@ -186,9 +197,9 @@ func FlagNames(flags uint8) string {
 	return strings.Join(s, "+")
 }
 
-// Flags hold when one direction, over the conversation so far, has sent every
-// one of them; not necessarily in one packet.
-func parseFlagsTerm(v string) (string, test, error) {
+// Flags hold when one end has sent every one of them, over the conversation so
+// far; not necessarily in one packet.
+func parseFlagsTerm(v string) (string, func(*Record, bool) bool, error) {
 	var mask uint8
 	for _, word := range strings.FieldsFunc(v, func(c rune) bool { return c == '+' || c == ',' || c == '|' }) {
 		bit := uint8(0)
@@ -204,9 +215,12 @@ func parseFlagsTerm(v string) (string, test, error) {
 		mask |= bit
 	}
 	if mask == 0 {
-		return "", nil, errors.New("want flags joined by +, of " + strings.Join(flagNames[:], ", "))
+		return "", nil, errors.New("want flags joined by , or +, of " + strings.Join(flagNames[:], ", "))
 	}
-	return FlagNames(mask), func(r *Record) bool {
-		return r.TCPFlags&mask == mask || r.ReverseTCPFlags&mask == mask
+	return FlagNames(mask), func(r *Record, source bool) bool {
+		if source {
+			return r.TCPFlags&mask == mask
+		}
+		return r.ReverseTCPFlags&mask == mask
 	}, nil
 }

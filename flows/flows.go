@@ -69,4 +69,5 @@ type Window struct {
 	// Latencies are all histograms as they are now; nil: not measured, or not read
 	// in this window. They belong to the window.
 	Latencies []Latency
+	TCP       TCPAccount // what measuring TCP left out; meaningful with Latencies
 }

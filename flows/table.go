@@ -109,7 +109,7 @@ func (t *Table) Fold(b Batch) (w Window, done bool) {
 	t.points.account(b.Seen, t.drain)
 	t.sweep()
 	w = t.window(b.At)
-	w.Latencies = b.Latencies
+	w.Latencies, w.TCP = b.Latencies, b.Seen.TCP
 	t.drain++
 	t.opened = t.now
 	return w, true

@@ -302,6 +302,14 @@ type Record struct {
 	Dscp               uint32                 `protobuf:"varint,21,opt,name=dscp,proto3" json:"dscp,omitempty"`
 	ConnectionId       uint64                 `protobuf:"fixed64,22,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
 	Hops               []*Hop                 `protobuf:"bytes,23,rep,name=hops,proto3" json:"hops,omitempty"`
+	Tcp                *TCP                   `protobuf:"bytes,24,opt,name=tcp,proto3" json:"tcp,omitempty"` // absent: not measured, as are the next ones
+	Dropped            uint64                 `protobuf:"varint,25,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	DropReason         []byte                 `protobuf:"bytes,26,opt,name=drop_reason,json=dropReason,proto3" json:"drop_reason,omitempty"`
+	Dns                *DNS                   `protobuf:"bytes,27,opt,name=dns,proto3" json:"dns,omitempty"`
+	SourceProcess      *Process               `protobuf:"bytes,28,opt,name=source_process,json=sourceProcess,proto3" json:"source_process,omitempty"`
+	DestinationProcess *Process               `protobuf:"bytes,29,opt,name=destination_process,json=destinationProcess,proto3" json:"destination_process,omitempty"`
+	Source             *Entity                `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"`
+	Destination        *Entity                `protobuf:"bytes,31,opt,name=destination,proto3" json:"destination,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -497,6 +505,602 @@ func (x *Record) GetHops() []*Hop {
 	return nil
 }
 
+func (x *Record) GetTcp() *TCP {
+	if x != nil {
+		return x.Tcp
+	}
+	return nil
+}
+
+func (x *Record) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *Record) GetDropReason() []byte {
+	if x != nil {
+		return x.DropReason
+	}
+	return nil
+}
+
+func (x *Record) GetDns() *DNS {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+func (x *Record) GetSourceProcess() *Process {
+	if x != nil {
+		return x.SourceProcess
+	}
+	return nil
+}
+
+func (x *Record) GetDestinationProcess() *Process {
+	if x != nil {
+		return x.DestinationProcess
+	}
+	return nil
+}
+
+func (x *Record) GetSource() *Entity {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Record) GetDestination() *Entity {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+// TCP is flows.TCPRecord.
+type TCP struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Source           *TCPHealth             `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Destination      *TCPHealth             `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"`
+	SourceReset      bool                   `protobuf:"varint,3,opt,name=source_reset,json=sourceReset,proto3" json:"source_reset,omitempty"`
+	DestinationReset bool                   `protobuf:"varint,4,opt,name=destination_reset,json=destinationReset,proto3" json:"destination_reset,omitempty"`
+	Failure          uint32                 `protobuf:"varint,5,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *TCP) Reset() {
+	*x = TCP{}
+	mi := &file_weft_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TCP) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TCP) ProtoMessage() {}
+
+func (x *TCP) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TCP.ProtoReflect.Descriptor instead.
+func (*TCP) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *TCP) GetSource() *TCPHealth {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *TCP) GetDestination() *TCPHealth {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+func (x *TCP) GetSourceReset() bool {
+	if x != nil {
+		return x.SourceReset
+	}
+	return false
+}
+
+func (x *TCP) GetDestinationReset() bool {
+	if x != nil {
+		return x.DestinationReset
+	}
+	return false
+}
+
+func (x *TCP) GetFailure() uint32 {
+	if x != nil {
+		return x.Failure
+	}
+	return 0
+}
+
+// TCPHealth is flows.TCPHealth. Times are nanoseconds.
+type TCPHealth struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RttCount      uint64                 `protobuf:"varint,1,opt,name=rtt_count,json=rttCount,proto3" json:"rtt_count,omitempty"`
+	RttSum        int64                  `protobuf:"varint,2,opt,name=rtt_sum,json=rttSum,proto3" json:"rtt_sum,omitempty"`
+	RttMin        int64                  `protobuf:"varint,3,opt,name=rtt_min,json=rttMin,proto3" json:"rtt_min,omitempty"`
+	RttMax        int64                  `protobuf:"varint,4,opt,name=rtt_max,json=rttMax,proto3" json:"rtt_max,omitempty"`
+	Handshake     int64                  `protobuf:"varint,5,opt,name=handshake,proto3" json:"handshake,omitempty"`
+	Retransmits   uint64                 `protobuf:"varint,6,opt,name=retransmits,proto3" json:"retransmits,omitempty"`
+	OutOfOrder    uint64                 `protobuf:"varint,7,opt,name=out_of_order,json=outOfOrder,proto3" json:"out_of_order,omitempty"`
+	Lost          uint64                 `protobuf:"varint,8,opt,name=lost,proto3" json:"lost,omitempty"`
+	DupAcks       uint64                 `protobuf:"varint,9,opt,name=dup_acks,json=dupAcks,proto3" json:"dup_acks,omitempty"`
+	ZeroWindows   uint64                 `protobuf:"varint,10,opt,name=zero_windows,json=zeroWindows,proto3" json:"zero_windows,omitempty"`
+	ZeroWindow    int64                  `protobuf:"varint,11,opt,name=zero_window,json=zeroWindow,proto3" json:"zero_window,omitempty"`
+	Mss           uint32                 `protobuf:"varint,12,opt,name=mss,proto3" json:"mss,omitempty"`
+	WindowScale   uint32                 `protobuf:"varint,13,opt,name=window_scale,json=windowScale,proto3" json:"window_scale,omitempty"`
+	Options       uint32                 `protobuf:"varint,14,opt,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TCPHealth) Reset() {
+	*x = TCPHealth{}
+	mi := &file_weft_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TCPHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TCPHealth) ProtoMessage() {}
+
+func (x *TCPHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TCPHealth.ProtoReflect.Descriptor instead.
+func (*TCPHealth) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *TCPHealth) GetRttCount() uint64 {
+	if x != nil {
+		return x.RttCount
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetRttSum() int64 {
+	if x != nil {
+		return x.RttSum
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetRttMin() int64 {
+	if x != nil {
+		return x.RttMin
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetRttMax() int64 {
+	if x != nil {
+		return x.RttMax
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetHandshake() int64 {
+	if x != nil {
+		return x.Handshake
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetRetransmits() uint64 {
+	if x != nil {
+		return x.Retransmits
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetOutOfOrder() uint64 {
+	if x != nil {
+		return x.OutOfOrder
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetDupAcks() uint64 {
+	if x != nil {
+		return x.DupAcks
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetZeroWindows() uint64 {
+	if x != nil {
+		return x.ZeroWindows
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetZeroWindow() int64 {
+	if x != nil {
+		return x.ZeroWindow
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetMss() uint32 {
+	if x != nil {
+		return x.Mss
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetWindowScale() uint32 {
+	if x != nil {
+		return x.WindowScale
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetOptions() uint32 {
+	if x != nil {
+		return x.Options
+	}
+	return 0
+}
+
+// DNS is flows.DNS. Times are nanoseconds.
+type DNS struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queries       uint64                 `protobuf:"varint,1,opt,name=queries,proto3" json:"queries,omitempty"`
+	Retries       uint64                 `protobuf:"varint,2,opt,name=retries,proto3" json:"retries,omitempty"`
+	Answers       uint64                 `protobuf:"varint,3,opt,name=answers,proto3" json:"answers,omitempty"`
+	Timeouts      uint64                 `protobuf:"varint,4,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
+	LatencyCount  uint64                 `protobuf:"varint,5,opt,name=latency_count,json=latencyCount,proto3" json:"latency_count,omitempty"`
+	LatencySum    int64                  `protobuf:"varint,6,opt,name=latency_sum,json=latencySum,proto3" json:"latency_sum,omitempty"`
+	LatencyMin    int64                  `protobuf:"varint,7,opt,name=latency_min,json=latencyMin,proto3" json:"latency_min,omitempty"`
+	LatencyMax    int64                  `protobuf:"varint,8,opt,name=latency_max,json=latencyMax,proto3" json:"latency_max,omitempty"`
+	Rcodes        []*DNSRcode            `protobuf:"bytes,9,rep,name=rcodes,proto3" json:"rcodes,omitempty"`
+	Questions     []*DNSQuestion         `protobuf:"bytes,10,rep,name=questions,proto3" json:"questions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNS) Reset() {
+	*x = DNS{}
+	mi := &file_weft_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNS) ProtoMessage() {}
+
+func (x *DNS) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNS.ProtoReflect.Descriptor instead.
+func (*DNS) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *DNS) GetQueries() uint64 {
+	if x != nil {
+		return x.Queries
+	}
+	return 0
+}
+
+func (x *DNS) GetRetries() uint64 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *DNS) GetAnswers() uint64 {
+	if x != nil {
+		return x.Answers
+	}
+	return 0
+}
+
+func (x *DNS) GetTimeouts() uint64 {
+	if x != nil {
+		return x.Timeouts
+	}
+	return 0
+}
+
+func (x *DNS) GetLatencyCount() uint64 {
+	if x != nil {
+		return x.LatencyCount
+	}
+	return 0
+}
+
+func (x *DNS) GetLatencySum() int64 {
+	if x != nil {
+		return x.LatencySum
+	}
+	return 0
+}
+
+func (x *DNS) GetLatencyMin() int64 {
+	if x != nil {
+		return x.LatencyMin
+	}
+	return 0
+}
+
+func (x *DNS) GetLatencyMax() int64 {
+	if x != nil {
+		return x.LatencyMax
+	}
+	return 0
+}
+
+func (x *DNS) GetRcodes() []*DNSRcode {
+	if x != nil {
+		return x.Rcodes
+	}
+	return nil
+}
+
+func (x *DNS) GetQuestions() []*DNSQuestion {
+	if x != nil {
+		return x.Questions
+	}
+	return nil
+}
+
+type DNSRcode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rcode         uint32                 `protobuf:"varint,1,opt,name=rcode,proto3" json:"rcode,omitempty"`
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNSRcode) Reset() {
+	*x = DNSRcode{}
+	mi := &file_weft_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNSRcode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNSRcode) ProtoMessage() {}
+
+func (x *DNSRcode) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNSRcode.ProtoReflect.Descriptor instead.
+func (*DNSRcode) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DNSRcode) GetRcode() uint32 {
+	if x != nil {
+		return x.Rcode
+	}
+	return 0
+}
+
+func (x *DNSRcode) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type DNSQuestion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          []byte                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type          uint32                 `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`
+	Rcode         uint32                 `protobuf:"varint,3,opt,name=rcode,proto3" json:"rcode,omitempty"`
+	Records       uint32                 `protobuf:"varint,4,opt,name=records,proto3" json:"records,omitempty"`
+	Latency       int64                  `protobuf:"varint,5,opt,name=latency,proto3" json:"latency,omitempty"`
+	Timeout       bool                   `protobuf:"varint,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNSQuestion) Reset() {
+	*x = DNSQuestion{}
+	mi := &file_weft_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNSQuestion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNSQuestion) ProtoMessage() {}
+
+func (x *DNSQuestion) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNSQuestion.ProtoReflect.Descriptor instead.
+func (*DNSQuestion) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DNSQuestion) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *DNSQuestion) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *DNSQuestion) GetRcode() uint32 {
+	if x != nil {
+		return x.Rcode
+	}
+	return 0
+}
+
+func (x *DNSQuestion) GetRecords() uint32 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *DNSQuestion) GetLatency() int64 {
+	if x != nil {
+		return x.Latency
+	}
+	return 0
+}
+
+func (x *DNSQuestion) GetTimeout() bool {
+	if x != nil {
+		return x.Timeout
+	}
+	return false
+}
+
+// Process is flows.Process.
+type Process struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Comm          []byte                 `protobuf:"bytes,2,opt,name=comm,proto3" json:"comm,omitempty"`
+	Cgroup        uint64                 `protobuf:"varint,3,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Process) Reset() {
+	*x = Process{}
+	mi := &file_weft_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Process) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Process) ProtoMessage() {}
+
+func (x *Process) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Process.ProtoReflect.Descriptor instead.
+func (*Process) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Process) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Process) GetComm() []byte {
+	if x != nil {
+		return x.Comm
+	}
+	return nil
+}
+
+func (x *Process) GetCgroup() uint64 {
+	if x != nil {
+		return x.Cgroup
+	}
+	return 0
+}
+
 // Hop is flows.HopCount.
 type Hop struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -519,7 +1123,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_weft_proto_msgTypes[5]
+	mi := &file_weft_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +1135,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[5]
+	mi := &file_weft_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +1148,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{5}
+	return file_weft_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Hop) GetNetns() uint64 {
@@ -638,6 +1242,287 @@ func (x *Hop) GetNoLast() bool {
 	return false
 }
 
+// Entity is flows.Entity. Names are bytes: not all who give them promise UTF-8.
+type Entity struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Layer          uint32                 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"`
+	Pod            []byte                 `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`
+	Namespace      []byte                 `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	PodUid         []byte                 `protobuf:"bytes,4,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
+	Workload       []byte                 `protobuf:"bytes,5,opt,name=workload,proto3" json:"workload,omitempty"`
+	WorkloadKind   []byte                 `protobuf:"bytes,6,opt,name=workload_kind,json=workloadKind,proto3" json:"workload_kind,omitempty"`
+	Service        []byte                 `protobuf:"bytes,7,opt,name=service,proto3" json:"service,omitempty"`
+	Container      []byte                 `protobuf:"bytes,8,opt,name=container,proto3" json:"container,omitempty"`
+	ContainerId    []byte                 `protobuf:"bytes,9,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Runtime        []byte                 `protobuf:"bytes,10,opt,name=runtime,proto3" json:"runtime,omitempty"`
+	Vm             []byte                 `protobuf:"bytes,11,opt,name=vm,proto3" json:"vm,omitempty"`
+	VmId           []byte                 `protobuf:"bytes,12,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
+	Hypervisor     []byte                 `protobuf:"bytes,13,opt,name=hypervisor,proto3" json:"hypervisor,omitempty"`
+	Sandbox        []byte                 `protobuf:"bytes,14,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	SandboxRuntime []byte                 `protobuf:"bytes,15,opt,name=sandbox_runtime,json=sandboxRuntime,proto3" json:"sandbox_runtime,omitempty"`
+	Process        []byte                 `protobuf:"bytes,16,opt,name=process,proto3" json:"process,omitempty"`
+	Pid            uint32                 `protobuf:"varint,17,opt,name=pid,proto3" json:"pid,omitempty"`
+	Unit           []byte                 `protobuf:"bytes,18,opt,name=unit,proto3" json:"unit,omitempty"`
+	Node           []byte                 `protobuf:"bytes,19,opt,name=node,proto3" json:"node,omitempty"`
+	Zone           []byte                 `protobuf:"bytes,20,opt,name=zone,proto3" json:"zone,omitempty"`
+	Region         []byte                 `protobuf:"bytes,21,opt,name=region,proto3" json:"region,omitempty"`
+	Labels         []*Label               `protobuf:"bytes,22,rep,name=labels,proto3" json:"labels,omitempty"`
+	Confidence     uint32                 `protobuf:"varint,23,opt,name=confidence,proto3" json:"confidence,omitempty"`
+	Why            []byte                 `protobuf:"bytes,24,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Entity) Reset() {
+	*x = Entity{}
+	mi := &file_weft_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Entity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Entity) ProtoMessage() {}
+
+func (x *Entity) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Entity.ProtoReflect.Descriptor instead.
+func (*Entity) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Entity) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
+	}
+	return 0
+}
+
+func (x *Entity) GetPod() []byte {
+	if x != nil {
+		return x.Pod
+	}
+	return nil
+}
+
+func (x *Entity) GetNamespace() []byte {
+	if x != nil {
+		return x.Namespace
+	}
+	return nil
+}
+
+func (x *Entity) GetPodUid() []byte {
+	if x != nil {
+		return x.PodUid
+	}
+	return nil
+}
+
+func (x *Entity) GetWorkload() []byte {
+	if x != nil {
+		return x.Workload
+	}
+	return nil
+}
+
+func (x *Entity) GetWorkloadKind() []byte {
+	if x != nil {
+		return x.WorkloadKind
+	}
+	return nil
+}
+
+func (x *Entity) GetService() []byte {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+func (x *Entity) GetContainer() []byte {
+	if x != nil {
+		return x.Container
+	}
+	return nil
+}
+
+func (x *Entity) GetContainerId() []byte {
+	if x != nil {
+		return x.ContainerId
+	}
+	return nil
+}
+
+func (x *Entity) GetRuntime() []byte {
+	if x != nil {
+		return x.Runtime
+	}
+	return nil
+}
+
+func (x *Entity) GetVm() []byte {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *Entity) GetVmId() []byte {
+	if x != nil {
+		return x.VmId
+	}
+	return nil
+}
+
+func (x *Entity) GetHypervisor() []byte {
+	if x != nil {
+		return x.Hypervisor
+	}
+	return nil
+}
+
+func (x *Entity) GetSandbox() []byte {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+func (x *Entity) GetSandboxRuntime() []byte {
+	if x != nil {
+		return x.SandboxRuntime
+	}
+	return nil
+}
+
+func (x *Entity) GetProcess() []byte {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *Entity) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Entity) GetUnit() []byte {
+	if x != nil {
+		return x.Unit
+	}
+	return nil
+}
+
+func (x *Entity) GetNode() []byte {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *Entity) GetZone() []byte {
+	if x != nil {
+		return x.Zone
+	}
+	return nil
+}
+
+func (x *Entity) GetRegion() []byte {
+	if x != nil {
+		return x.Region
+	}
+	return nil
+}
+
+func (x *Entity) GetLabels() []*Label {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Entity) GetConfidence() uint32 {
+	if x != nil {
+		return x.Confidence
+	}
+	return 0
+}
+
+func (x *Entity) GetWhy() []byte {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
+type Label struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          []byte                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Label) Reset() {
+	*x = Label{}
+	mi := &file_weft_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Label) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Label) ProtoMessage() {}
+
+func (x *Label) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Label.ProtoReflect.Descriptor instead.
+func (*Label) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Label) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *Label) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
 type LedgerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Follow        bool                   `protobuf:"varint,1,opt,name=follow,proto3" json:"follow,omitempty"`
@@ -647,7 +1532,7 @@ type LedgerRequest struct {
 
 func (x *LedgerRequest) Reset() {
 	*x = LedgerRequest{}
-	mi := &file_weft_proto_msgTypes[6]
+	mi := &file_weft_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -659,7 +1544,7 @@ func (x *LedgerRequest) String() string {
 func (*LedgerRequest) ProtoMessage() {}
 
 func (x *LedgerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[6]
+	mi := &file_weft_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -672,7 +1557,7 @@ func (x *LedgerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerRequest.ProtoReflect.Descriptor instead.
 func (*LedgerRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{6}
+	return file_weft_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LedgerRequest) GetFollow() bool {
@@ -691,7 +1576,7 @@ type LedgerResponse struct {
 
 func (x *LedgerResponse) Reset() {
 	*x = LedgerResponse{}
-	mi := &file_weft_proto_msgTypes[7]
+	mi := &file_weft_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -703,7 +1588,7 @@ func (x *LedgerResponse) String() string {
 func (*LedgerResponse) ProtoMessage() {}
 
 func (x *LedgerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[7]
+	mi := &file_weft_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -716,7 +1601,7 @@ func (x *LedgerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerResponse.ProtoReflect.Descriptor instead.
 func (*LedgerResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{7}
+	return file_weft_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LedgerResponse) GetLedger() *Ledger {
@@ -736,7 +1621,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_weft_proto_msgTypes[8]
+	mi := &file_weft_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +1633,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[8]
+	mi := &file_weft_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +1646,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{8}
+	return file_weft_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Count) GetPackets() uint64 {
@@ -793,7 +1678,7 @@ type Ledger struct {
 
 func (x *Ledger) Reset() {
 	*x = Ledger{}
-	mi := &file_weft_proto_msgTypes[9]
+	mi := &file_weft_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +1690,7 @@ func (x *Ledger) String() string {
 func (*Ledger) ProtoMessage() {}
 
 func (x *Ledger) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[9]
+	mi := &file_weft_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +1703,7 @@ func (x *Ledger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ledger.ProtoReflect.Descriptor instead.
 func (*Ledger) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{9}
+	return file_weft_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Ledger) GetAt() int64 {
@@ -881,7 +1766,7 @@ type PointLedger struct {
 
 func (x *PointLedger) Reset() {
 	*x = PointLedger{}
-	mi := &file_weft_proto_msgTypes[10]
+	mi := &file_weft_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +1778,7 @@ func (x *PointLedger) String() string {
 func (*PointLedger) ProtoMessage() {}
 
 func (x *PointLedger) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[10]
+	mi := &file_weft_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +1791,7 @@ func (x *PointLedger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointLedger.ProtoReflect.Descriptor instead.
 func (*PointLedger) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{10}
+	return file_weft_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PointLedger) GetAt() *Point {
@@ -992,7 +1877,7 @@ type Point struct {
 
 func (x *Point) Reset() {
 	*x = Point{}
-	mi := &file_weft_proto_msgTypes[11]
+	mi := &file_weft_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1889,7 @@ func (x *Point) String() string {
 func (*Point) ProtoMessage() {}
 
 func (x *Point) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[11]
+	mi := &file_weft_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1902,7 @@ func (x *Point) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Point.ProtoReflect.Descriptor instead.
 func (*Point) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{11}
+	return file_weft_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Point) GetNetns() uint64 {
@@ -1065,7 +1950,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_weft_proto_msgTypes[12]
+	mi := &file_weft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1962,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[12]
+	mi := &file_weft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1975,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{12}
+	return file_weft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Skipped) GetReason() string {
@@ -1120,7 +2005,7 @@ type SinkAccount struct {
 
 func (x *SinkAccount) Reset() {
 	*x = SinkAccount{}
-	mi := &file_weft_proto_msgTypes[13]
+	mi := &file_weft_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +2017,7 @@ func (x *SinkAccount) String() string {
 func (*SinkAccount) ProtoMessage() {}
 
 func (x *SinkAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[13]
+	mi := &file_weft_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1145,7 +2030,7 @@ func (x *SinkAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkAccount.ProtoReflect.Descriptor instead.
 func (*SinkAccount) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{13}
+	return file_weft_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SinkAccount) GetName() string {
@@ -1197,7 +2082,7 @@ type TopRequest struct {
 
 func (x *TopRequest) Reset() {
 	*x = TopRequest{}
-	mi := &file_weft_proto_msgTypes[14]
+	mi := &file_weft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +2094,7 @@ func (x *TopRequest) String() string {
 func (*TopRequest) ProtoMessage() {}
 
 func (x *TopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[14]
+	mi := &file_weft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +2107,7 @@ func (x *TopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRequest.ProtoReflect.Descriptor instead.
 func (*TopRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{14}
+	return file_weft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TopRequest) GetBy() string {
@@ -1275,7 +2160,7 @@ type TopResponse struct {
 
 func (x *TopResponse) Reset() {
 	*x = TopResponse{}
-	mi := &file_weft_proto_msgTypes[15]
+	mi := &file_weft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +2172,7 @@ func (x *TopResponse) String() string {
 func (*TopResponse) ProtoMessage() {}
 
 func (x *TopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[15]
+	mi := &file_weft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +2185,7 @@ func (x *TopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
 func (*TopResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{15}
+	return file_weft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TopResponse) GetStart() int64 {
@@ -1377,7 +2262,7 @@ type TopRow struct {
 
 func (x *TopRow) Reset() {
 	*x = TopRow{}
-	mi := &file_weft_proto_msgTypes[16]
+	mi := &file_weft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +2274,7 @@ func (x *TopRow) String() string {
 func (*TopRow) ProtoMessage() {}
 
 func (x *TopRow) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[16]
+	mi := &file_weft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +2287,7 @@ func (x *TopRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRow.ProtoReflect.Descriptor instead.
 func (*TopRow) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{16}
+	return file_weft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TopRow) GetNetns() uint64 {
@@ -1574,7 +2459,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_weft_proto_msgTypes[17]
+	mi := &file_weft_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +2471,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[17]
+	mi := &file_weft_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +2484,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{17}
+	return file_weft_proto_rawDescGZIP(), []int{25}
 }
 
 // StatusResponse is the agent and its data plane as plain data.
@@ -1628,7 +2513,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +2525,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +2538,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{18}
+	return file_weft_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -1785,7 +2670,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1797,7 +2682,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1810,7 +2695,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{19}
+	return file_weft_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Setting) GetKey() string {
@@ -1840,7 +2725,7 @@ type SinkStatus struct {
 
 func (x *SinkStatus) Reset() {
 	*x = SinkStatus{}
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +2737,7 @@ func (x *SinkStatus) String() string {
 func (*SinkStatus) ProtoMessage() {}
 
 func (x *SinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +2750,7 @@ func (x *SinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStatus.ProtoReflect.Descriptor instead.
 func (*SinkStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{20}
+	return file_weft_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SinkStatus) GetAccount() *SinkAccount {
@@ -1913,7 +2798,7 @@ type MemoryUse struct {
 
 func (x *MemoryUse) Reset() {
 	*x = MemoryUse{}
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2810,7 @@ func (x *MemoryUse) String() string {
 func (*MemoryUse) ProtoMessage() {}
 
 func (x *MemoryUse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2823,7 @@ func (x *MemoryUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryUse.ProtoReflect.Descriptor instead.
 func (*MemoryUse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{21}
+	return file_weft_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MemoryUse) GetName() string {
@@ -1966,7 +2851,7 @@ type PointStatus struct {
 
 func (x *PointStatus) Reset() {
 	*x = PointStatus{}
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2863,7 @@ func (x *PointStatus) String() string {
 func (*PointStatus) ProtoMessage() {}
 
 func (x *PointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2876,7 @@ func (x *PointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointStatus.ProtoReflect.Descriptor instead.
 func (*PointStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{22}
+	return file_weft_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PointStatus) GetAt() *Point {
@@ -2028,7 +2913,7 @@ type ProgramStatus struct {
 
 func (x *ProgramStatus) Reset() {
 	*x = ProgramStatus{}
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2925,7 @@ func (x *ProgramStatus) String() string {
 func (*ProgramStatus) ProtoMessage() {}
 
 func (x *ProgramStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2938,7 @@ func (x *ProgramStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgramStatus.ProtoReflect.Descriptor instead.
 func (*ProgramStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{23}
+	return file_weft_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ProgramStatus) GetName() string {
@@ -2102,7 +2987,7 @@ type Capability struct {
 
 func (x *Capability) Reset() {
 	*x = Capability{}
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2999,7 @@ func (x *Capability) String() string {
 func (*Capability) ProtoMessage() {}
 
 func (x *Capability) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +3012,7 @@ func (x *Capability) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capability.ProtoReflect.Descriptor instead.
 func (*Capability) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{24}
+	return file_weft_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Capability) GetName() string {
@@ -2164,7 +3049,7 @@ type DrainStatus struct {
 
 func (x *DrainStatus) Reset() {
 	*x = DrainStatus{}
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +3061,7 @@ func (x *DrainStatus) String() string {
 func (*DrainStatus) ProtoMessage() {}
 
 func (x *DrainStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +3074,7 @@ func (x *DrainStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainStatus.ProtoReflect.Descriptor instead.
 func (*DrainStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{25}
+	return file_weft_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DrainStatus) GetDrains() uint64 {
@@ -2249,7 +3134,7 @@ const file_weft_proto_rawDesc = "" +
 	"\x0fObserveResponse\x12-\n" +
 	"\arecords\x18\x01 \x03(\v2\x13.weft.api.v1.RecordR\arecords\x12\x12\n" +
 	"\x04lost\x18\x02 \x01(\x04R\x04lost\x12'\n" +
-	"\x04next\x18\x03 \x01(\v2\x13.weft.api.v1.CursorR\x04next\"\xd5\x05\n" +
+	"\x04next\x18\x03 \x01(\v2\x13.weft.api.v1.CursorR\x04next\"\xc0\b\n" +
 	"\x06Record\x12%\n" +
 	"\x0esource_address\x18\x01 \x01(\fR\rsourceAddress\x12/\n" +
 	"\x13destination_address\x18\x02 \x01(\fR\x12destinationAddress\x12\x1f\n" +
@@ -2277,7 +3162,69 @@ const file_weft_proto_rawDesc = "" +
 	"\bfragment\x18\x14 \x01(\bR\bfragment\x12\x12\n" +
 	"\x04dscp\x18\x15 \x01(\rR\x04dscp\x12#\n" +
 	"\rconnection_id\x18\x16 \x01(\x06R\fconnectionId\x12$\n" +
-	"\x04hops\x18\x17 \x03(\v2\x10.weft.api.v1.HopR\x04hops\"\xc6\x02\n" +
+	"\x04hops\x18\x17 \x03(\v2\x10.weft.api.v1.HopR\x04hops\x12\"\n" +
+	"\x03tcp\x18\x18 \x01(\v2\x10.weft.api.v1.TCPR\x03tcp\x12\x18\n" +
+	"\adropped\x18\x19 \x01(\x04R\adropped\x12\x1f\n" +
+	"\vdrop_reason\x18\x1a \x01(\fR\n" +
+	"dropReason\x12\"\n" +
+	"\x03dns\x18\x1b \x01(\v2\x10.weft.api.v1.DNSR\x03dns\x12;\n" +
+	"\x0esource_process\x18\x1c \x01(\v2\x14.weft.api.v1.ProcessR\rsourceProcess\x12E\n" +
+	"\x13destination_process\x18\x1d \x01(\v2\x14.weft.api.v1.ProcessR\x12destinationProcess\x12+\n" +
+	"\x06source\x18\x1e \x01(\v2\x13.weft.api.v1.EntityR\x06source\x125\n" +
+	"\vdestination\x18\x1f \x01(\v2\x13.weft.api.v1.EntityR\vdestination\"\xd9\x01\n" +
+	"\x03TCP\x12.\n" +
+	"\x06source\x18\x01 \x01(\v2\x16.weft.api.v1.TCPHealthR\x06source\x128\n" +
+	"\vdestination\x18\x02 \x01(\v2\x16.weft.api.v1.TCPHealthR\vdestination\x12!\n" +
+	"\fsource_reset\x18\x03 \x01(\bR\vsourceReset\x12+\n" +
+	"\x11destination_reset\x18\x04 \x01(\bR\x10destinationReset\x12\x18\n" +
+	"\afailure\x18\x05 \x01(\rR\afailure\"\x97\x03\n" +
+	"\tTCPHealth\x12\x1b\n" +
+	"\trtt_count\x18\x01 \x01(\x04R\brttCount\x12\x17\n" +
+	"\artt_sum\x18\x02 \x01(\x03R\x06rttSum\x12\x17\n" +
+	"\artt_min\x18\x03 \x01(\x03R\x06rttMin\x12\x17\n" +
+	"\artt_max\x18\x04 \x01(\x03R\x06rttMax\x12\x1c\n" +
+	"\thandshake\x18\x05 \x01(\x03R\thandshake\x12 \n" +
+	"\vretransmits\x18\x06 \x01(\x04R\vretransmits\x12 \n" +
+	"\fout_of_order\x18\a \x01(\x04R\n" +
+	"outOfOrder\x12\x12\n" +
+	"\x04lost\x18\b \x01(\x04R\x04lost\x12\x19\n" +
+	"\bdup_acks\x18\t \x01(\x04R\adupAcks\x12!\n" +
+	"\fzero_windows\x18\n" +
+	" \x01(\x04R\vzeroWindows\x12\x1f\n" +
+	"\vzero_window\x18\v \x01(\x03R\n" +
+	"zeroWindow\x12\x10\n" +
+	"\x03mss\x18\f \x01(\rR\x03mss\x12!\n" +
+	"\fwindow_scale\x18\r \x01(\rR\vwindowScale\x12\x18\n" +
+	"\aoptions\x18\x0e \x01(\rR\aoptions\"\xde\x02\n" +
+	"\x03DNS\x12\x18\n" +
+	"\aqueries\x18\x01 \x01(\x04R\aqueries\x12\x18\n" +
+	"\aretries\x18\x02 \x01(\x04R\aretries\x12\x18\n" +
+	"\aanswers\x18\x03 \x01(\x04R\aanswers\x12\x1a\n" +
+	"\btimeouts\x18\x04 \x01(\x04R\btimeouts\x12#\n" +
+	"\rlatency_count\x18\x05 \x01(\x04R\flatencyCount\x12\x1f\n" +
+	"\vlatency_sum\x18\x06 \x01(\x03R\n" +
+	"latencySum\x12\x1f\n" +
+	"\vlatency_min\x18\a \x01(\x03R\n" +
+	"latencyMin\x12\x1f\n" +
+	"\vlatency_max\x18\b \x01(\x03R\n" +
+	"latencyMax\x12-\n" +
+	"\x06rcodes\x18\t \x03(\v2\x15.weft.api.v1.DNSRcodeR\x06rcodes\x126\n" +
+	"\tquestions\x18\n" +
+	" \x03(\v2\x18.weft.api.v1.DNSQuestionR\tquestions\"6\n" +
+	"\bDNSRcode\x12\x14\n" +
+	"\x05rcode\x18\x01 \x01(\rR\x05rcode\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\x99\x01\n" +
+	"\vDNSQuestion\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\fR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\x12\x14\n" +
+	"\x05rcode\x18\x03 \x01(\rR\x05rcode\x12\x18\n" +
+	"\arecords\x18\x04 \x01(\rR\arecords\x12\x18\n" +
+	"\alatency\x18\x05 \x01(\x03R\alatency\x12\x18\n" +
+	"\atimeout\x18\x06 \x01(\bR\atimeout\"G\n" +
+	"\aProcess\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
+	"\x04comm\x18\x02 \x01(\fR\x04comm\x12\x16\n" +
+	"\x06cgroup\x18\x03 \x01(\x04R\x06cgroup\"\xc6\x02\n" +
 	"\x03Hop\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\x04R\x05netns\x12\x18\n" +
 	"\aifindex\x18\x02 \x01(\rR\aifindex\x12\x12\n" +
@@ -2293,7 +3240,40 @@ const file_weft_proto_rawDesc = "" +
 	" \x01(\x12R\x05first\x12\x12\n" +
 	"\x04last\x18\v \x01(\x12R\x04last\x12\x19\n" +
 	"\bno_first\x18\f \x01(\bR\anoFirst\x12\x17\n" +
-	"\ano_last\x18\r \x01(\bR\x06noLast\"'\n" +
+	"\ano_last\x18\r \x01(\bR\x06noLast\"\x83\x05\n" +
+	"\x06Entity\x12\x14\n" +
+	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x10\n" +
+	"\x03pod\x18\x02 \x01(\fR\x03pod\x12\x1c\n" +
+	"\tnamespace\x18\x03 \x01(\fR\tnamespace\x12\x17\n" +
+	"\apod_uid\x18\x04 \x01(\fR\x06podUid\x12\x1a\n" +
+	"\bworkload\x18\x05 \x01(\fR\bworkload\x12#\n" +
+	"\rworkload_kind\x18\x06 \x01(\fR\fworkloadKind\x12\x18\n" +
+	"\aservice\x18\a \x01(\fR\aservice\x12\x1c\n" +
+	"\tcontainer\x18\b \x01(\fR\tcontainer\x12!\n" +
+	"\fcontainer_id\x18\t \x01(\fR\vcontainerId\x12\x18\n" +
+	"\aruntime\x18\n" +
+	" \x01(\fR\aruntime\x12\x0e\n" +
+	"\x02vm\x18\v \x01(\fR\x02vm\x12\x13\n" +
+	"\x05vm_id\x18\f \x01(\fR\x04vmId\x12\x1e\n" +
+	"\n" +
+	"hypervisor\x18\r \x01(\fR\n" +
+	"hypervisor\x12\x18\n" +
+	"\asandbox\x18\x0e \x01(\fR\asandbox\x12'\n" +
+	"\x0fsandbox_runtime\x18\x0f \x01(\fR\x0esandboxRuntime\x12\x18\n" +
+	"\aprocess\x18\x10 \x01(\fR\aprocess\x12\x10\n" +
+	"\x03pid\x18\x11 \x01(\rR\x03pid\x12\x12\n" +
+	"\x04unit\x18\x12 \x01(\fR\x04unit\x12\x12\n" +
+	"\x04node\x18\x13 \x01(\fR\x04node\x12\x12\n" +
+	"\x04zone\x18\x14 \x01(\fR\x04zone\x12\x16\n" +
+	"\x06region\x18\x15 \x01(\fR\x06region\x12*\n" +
+	"\x06labels\x18\x16 \x03(\v2\x12.weft.api.v1.LabelR\x06labels\x12\x1e\n" +
+	"\n" +
+	"confidence\x18\x17 \x01(\rR\n" +
+	"confidence\x12\x10\n" +
+	"\x03why\x18\x18 \x01(\fR\x03why\"1\n" +
+	"\x05Label\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\fR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"'\n" +
 	"\rLedgerRequest\x12\x16\n" +
 	"\x06follow\x18\x01 \x01(\bR\x06follow\"=\n" +
 	"\x0eLedgerResponse\x12+\n" +
@@ -2453,81 +3433,100 @@ func file_weft_proto_rawDescGZIP() []byte {
 	return file_weft_proto_rawDescData
 }
 
-var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_weft_proto_goTypes = []any{
 	(*ObserveRequest)(nil),  // 0: weft.api.v1.ObserveRequest
 	(*Cursor)(nil),          // 1: weft.api.v1.Cursor
 	(*Term)(nil),            // 2: weft.api.v1.Term
 	(*ObserveResponse)(nil), // 3: weft.api.v1.ObserveResponse
 	(*Record)(nil),          // 4: weft.api.v1.Record
-	(*Hop)(nil),             // 5: weft.api.v1.Hop
-	(*LedgerRequest)(nil),   // 6: weft.api.v1.LedgerRequest
-	(*LedgerResponse)(nil),  // 7: weft.api.v1.LedgerResponse
-	(*Count)(nil),           // 8: weft.api.v1.Count
-	(*Ledger)(nil),          // 9: weft.api.v1.Ledger
-	(*PointLedger)(nil),     // 10: weft.api.v1.PointLedger
-	(*Point)(nil),           // 11: weft.api.v1.Point
-	(*Skipped)(nil),         // 12: weft.api.v1.Skipped
-	(*SinkAccount)(nil),     // 13: weft.api.v1.SinkAccount
-	(*TopRequest)(nil),      // 14: weft.api.v1.TopRequest
-	(*TopResponse)(nil),     // 15: weft.api.v1.TopResponse
-	(*TopRow)(nil),          // 16: weft.api.v1.TopRow
-	(*StatusRequest)(nil),   // 17: weft.api.v1.StatusRequest
-	(*StatusResponse)(nil),  // 18: weft.api.v1.StatusResponse
-	(*Setting)(nil),         // 19: weft.api.v1.Setting
-	(*SinkStatus)(nil),      // 20: weft.api.v1.SinkStatus
-	(*MemoryUse)(nil),       // 21: weft.api.v1.MemoryUse
-	(*PointStatus)(nil),     // 22: weft.api.v1.PointStatus
-	(*ProgramStatus)(nil),   // 23: weft.api.v1.ProgramStatus
-	(*Capability)(nil),      // 24: weft.api.v1.Capability
-	(*DrainStatus)(nil),     // 25: weft.api.v1.DrainStatus
-	nil,                     // 26: weft.api.v1.SinkAccount.LostEntry
+	(*TCP)(nil),             // 5: weft.api.v1.TCP
+	(*TCPHealth)(nil),       // 6: weft.api.v1.TCPHealth
+	(*DNS)(nil),             // 7: weft.api.v1.DNS
+	(*DNSRcode)(nil),        // 8: weft.api.v1.DNSRcode
+	(*DNSQuestion)(nil),     // 9: weft.api.v1.DNSQuestion
+	(*Process)(nil),         // 10: weft.api.v1.Process
+	(*Hop)(nil),             // 11: weft.api.v1.Hop
+	(*Entity)(nil),          // 12: weft.api.v1.Entity
+	(*Label)(nil),           // 13: weft.api.v1.Label
+	(*LedgerRequest)(nil),   // 14: weft.api.v1.LedgerRequest
+	(*LedgerResponse)(nil),  // 15: weft.api.v1.LedgerResponse
+	(*Count)(nil),           // 16: weft.api.v1.Count
+	(*Ledger)(nil),          // 17: weft.api.v1.Ledger
+	(*PointLedger)(nil),     // 18: weft.api.v1.PointLedger
+	(*Point)(nil),           // 19: weft.api.v1.Point
+	(*Skipped)(nil),         // 20: weft.api.v1.Skipped
+	(*SinkAccount)(nil),     // 21: weft.api.v1.SinkAccount
+	(*TopRequest)(nil),      // 22: weft.api.v1.TopRequest
+	(*TopResponse)(nil),     // 23: weft.api.v1.TopResponse
+	(*TopRow)(nil),          // 24: weft.api.v1.TopRow
+	(*StatusRequest)(nil),   // 25: weft.api.v1.StatusRequest
+	(*StatusResponse)(nil),  // 26: weft.api.v1.StatusResponse
+	(*Setting)(nil),         // 27: weft.api.v1.Setting
+	(*SinkStatus)(nil),      // 28: weft.api.v1.SinkStatus
+	(*MemoryUse)(nil),       // 29: weft.api.v1.MemoryUse
+	(*PointStatus)(nil),     // 30: weft.api.v1.PointStatus
+	(*ProgramStatus)(nil),   // 31: weft.api.v1.ProgramStatus
+	(*Capability)(nil),      // 32: weft.api.v1.Capability
+	(*DrainStatus)(nil),     // 33: weft.api.v1.DrainStatus
+	nil,                     // 34: weft.api.v1.SinkAccount.LostEntry
 }
 var file_weft_proto_depIdxs = []int32{
 	2,  // 0: weft.api.v1.ObserveRequest.terms:type_name -> weft.api.v1.Term
 	1,  // 1: weft.api.v1.ObserveRequest.after:type_name -> weft.api.v1.Cursor
 	4,  // 2: weft.api.v1.ObserveResponse.records:type_name -> weft.api.v1.Record
 	1,  // 3: weft.api.v1.ObserveResponse.next:type_name -> weft.api.v1.Cursor
-	5,  // 4: weft.api.v1.Record.hops:type_name -> weft.api.v1.Hop
-	9,  // 5: weft.api.v1.LedgerResponse.ledger:type_name -> weft.api.v1.Ledger
-	10, // 6: weft.api.v1.Ledger.points:type_name -> weft.api.v1.PointLedger
-	10, // 7: weft.api.v1.Ledger.gone:type_name -> weft.api.v1.PointLedger
-	13, // 8: weft.api.v1.Ledger.sinks:type_name -> weft.api.v1.SinkAccount
-	11, // 9: weft.api.v1.PointLedger.at:type_name -> weft.api.v1.Point
-	8,  // 10: weft.api.v1.PointLedger.seen:type_name -> weft.api.v1.Count
-	8,  // 11: weft.api.v1.PointLedger.gso:type_name -> weft.api.v1.Count
-	8,  // 12: weft.api.v1.PointLedger.flows:type_name -> weft.api.v1.Count
-	8,  // 13: weft.api.v1.PointLedger.recorded:type_name -> weft.api.v1.Count
-	8,  // 14: weft.api.v1.PointLedger.open:type_name -> weft.api.v1.Count
-	12, // 15: weft.api.v1.PointLedger.skipped:type_name -> weft.api.v1.Skipped
-	8,  // 16: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
-	8,  // 17: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
-	26, // 18: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
-	2,  // 19: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
-	16, // 20: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
-	16, // 21: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
-	19, // 22: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
-	20, // 23: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
-	21, // 24: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
-	22, // 25: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
-	23, // 26: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
-	24, // 27: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
-	25, // 28: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
-	13, // 29: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
-	11, // 30: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
-	0,  // 31: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
-	6,  // 32: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
-	14, // 33: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
-	17, // 34: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
-	3,  // 35: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
-	7,  // 36: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
-	15, // 37: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
-	18, // 38: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
-	35, // [35:39] is the sub-list for method output_type
-	31, // [31:35] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	11, // 4: weft.api.v1.Record.hops:type_name -> weft.api.v1.Hop
+	5,  // 5: weft.api.v1.Record.tcp:type_name -> weft.api.v1.TCP
+	7,  // 6: weft.api.v1.Record.dns:type_name -> weft.api.v1.DNS
+	10, // 7: weft.api.v1.Record.source_process:type_name -> weft.api.v1.Process
+	10, // 8: weft.api.v1.Record.destination_process:type_name -> weft.api.v1.Process
+	12, // 9: weft.api.v1.Record.source:type_name -> weft.api.v1.Entity
+	12, // 10: weft.api.v1.Record.destination:type_name -> weft.api.v1.Entity
+	6,  // 11: weft.api.v1.TCP.source:type_name -> weft.api.v1.TCPHealth
+	6,  // 12: weft.api.v1.TCP.destination:type_name -> weft.api.v1.TCPHealth
+	8,  // 13: weft.api.v1.DNS.rcodes:type_name -> weft.api.v1.DNSRcode
+	9,  // 14: weft.api.v1.DNS.questions:type_name -> weft.api.v1.DNSQuestion
+	13, // 15: weft.api.v1.Entity.labels:type_name -> weft.api.v1.Label
+	17, // 16: weft.api.v1.LedgerResponse.ledger:type_name -> weft.api.v1.Ledger
+	18, // 17: weft.api.v1.Ledger.points:type_name -> weft.api.v1.PointLedger
+	18, // 18: weft.api.v1.Ledger.gone:type_name -> weft.api.v1.PointLedger
+	21, // 19: weft.api.v1.Ledger.sinks:type_name -> weft.api.v1.SinkAccount
+	19, // 20: weft.api.v1.PointLedger.at:type_name -> weft.api.v1.Point
+	16, // 21: weft.api.v1.PointLedger.seen:type_name -> weft.api.v1.Count
+	16, // 22: weft.api.v1.PointLedger.gso:type_name -> weft.api.v1.Count
+	16, // 23: weft.api.v1.PointLedger.flows:type_name -> weft.api.v1.Count
+	16, // 24: weft.api.v1.PointLedger.recorded:type_name -> weft.api.v1.Count
+	16, // 25: weft.api.v1.PointLedger.open:type_name -> weft.api.v1.Count
+	20, // 26: weft.api.v1.PointLedger.skipped:type_name -> weft.api.v1.Skipped
+	16, // 27: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
+	16, // 28: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
+	34, // 29: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
+	2,  // 30: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
+	24, // 31: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
+	24, // 32: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
+	27, // 33: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
+	28, // 34: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
+	29, // 35: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
+	30, // 36: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
+	31, // 37: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
+	32, // 38: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
+	33, // 39: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
+	21, // 40: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
+	19, // 41: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
+	0,  // 42: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
+	14, // 43: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
+	22, // 44: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
+	25, // 45: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
+	3,  // 46: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
+	15, // 47: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
+	23, // 48: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
+	26, // 49: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
+	46, // [46:50] is the sub-list for method output_type
+	42, // [42:46] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_weft_proto_init() }
@@ -2541,7 +3540,7 @@ func file_weft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_proto_rawDesc), len(file_weft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -5,7 +5,9 @@ package receivertest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -66,6 +68,22 @@ func want(r *flows.Record) map[string]any {
 		hops = append(hops, hop)
 	}
 	m["weft.flow.hops"] = hops
+	if r.DNS != nil {
+		var rcodes, questions []any
+		for _, c := range r.DNS.Rcodes {
+			rcodes = append(rcodes, map[string]any{"rcode": flows.DNSRcodeName(c.Rcode), "count": int64(c.Count)})
+		}
+		for _, q := range r.DNS.Questions {
+			question := map[string]any{"name": q.Name, "type": flows.DNSTypeName(q.Type)}
+			if q.Timeout {
+				question["timeout"] = true
+			} else {
+				question["rcode"], question["records"], question["latency"] = flows.DNSRcodeName(q.Rcode), int64(q.Records), q.Latency.Seconds()
+			}
+			questions = append(questions, question)
+		}
+		m["weft.dns.rcodes"], m["weft.dns.questions"] = rcodes, questions
+	}
 	return m
 }
 
@@ -238,6 +256,60 @@ func TestCollectorDecodesTheLedger(t *testing.T) {
 	}
 	if s := o.Status(); s.MetricsSent == 0 || s.MetricsFailed != 0 {
 		t.Errorf("got %d sent and %d failed, want some and 0", s.MetricsSent, s.MetricsFailed)
+	}
+}
+
+func TestCollectorDecodesTheHistograms(t *testing.T) {
+	metrics := new(consumertest.MetricsSink)
+	receiver := startCollector(t, "", new(consumertest.LogsSink), metrics)
+	o := newSink(t, receiver.endpoint, exporter.OTLPConfig{})
+	since := start.Add(-time.Hour)
+	server := netip.MustParseAddrPort("[2001:db8::1]:443")
+	latency := func(server netip.AddrPort, protocol uint8, measure flows.Measure, offset int, counts ...uint64) flows.Latency {
+		l := flows.Latency{
+			Key:   flows.LatencyKey{Server: server, Protocol: protocol, Measure: measure, Class: flows.ClassVeth},
+			Start: since.UnixNano(), Sum: 1_500_000_000, Offset: offset, Counts: counts,
+		}
+		for _, n := range counts {
+			l.Count += n
+		}
+		return l
+	}
+	export(t, o, flows.Window{End: start, Ledger: flows.Ledger{At: start}, Latencies: []flows.Latency{
+		latency(server, flows.ProtoTCP, flows.RTTServer, 160, 3, 0, 4),
+		latency(server, flows.ProtoTCP, flows.RTTClient, 56, 1),
+		latency(netip.AddrPort{}, flows.ProtoTCP, flows.HandshakeServer, 239, 5, 6),
+		latency(server, flows.ProtoUDP, flows.DNSLookup, 295, 1<<40),
+	}})
+	closeSink(t, o)
+	got := map[string]string{}
+	for _, md := range metrics.AllMetrics() {
+		scope := md.ResourceMetrics().At(0).ScopeMetrics().At(0)
+		for i := range scope.Metrics().Len() {
+			m := scope.Metrics().At(i)
+			if m.Type() != pmetric.MetricTypeExponentialHistogram {
+				continue
+			}
+			if m.ExponentialHistogram().AggregationTemporality() != pmetric.AggregationTemporalityCumulative || m.Unit() != "s" {
+				t.Errorf("%s: got %s in %q, want cumulative in s", m.Name(), m.ExponentialHistogram().AggregationTemporality(), m.Unit())
+			}
+			for j := range m.ExponentialHistogram().DataPoints().Len() {
+				dp := m.ExponentialHistogram().DataPoints().At(j)
+				if dp.Timestamp().AsTime() != start || dp.StartTimestamp().AsTime() != since || dp.Sum() != 1.5 || dp.Scale() != 3 || dp.ZeroCount() != 0 {
+					t.Errorf("%s: got %s from %s, sum %v, scale %d, want %s from %s, 1.5, 3", m.Name(), dp.Timestamp(), dp.StartTimestamp(), dp.Sum(), dp.Scale(), start, since)
+				}
+				got[m.Name()+attributes(dp.Attributes())] = fmt.Sprint(dp.Count(), dp.Positive().Offset(), dp.Positive().BucketCounts().AsRaw())
+			}
+		}
+	}
+	want := map[string]string{
+		"weft.tcp.rtt network.transport=tcp server.address=2001:db8::1 server.port=443 weft.hop.class=veth weft.tcp.side=server": "7 -79 [3 0 4]",
+		"weft.tcp.rtt network.transport=tcp server.address=2001:db8::1 server.port=443 weft.hop.class=veth weft.tcp.side=client": "1 -183 [1]",
+		"weft.tcp.handshake.duration network.transport=tcp weft.hop.class=veth weft.tcp.side=server":                             "11 0 [5 6]",
+		"dns.lookup.duration network.transport=udp server.address=2001:db8::1 server.port=443 weft.hop.class=veth":               "1099511627776 56 [1099511627776]",
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

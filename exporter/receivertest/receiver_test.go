@@ -120,8 +120,45 @@ func checkAccount(t *testing.T, a flows.SinkAccount, acknowledged int) {
 
 var start = time.Date(2026, 11, 22, 20, 30, 0, 123456789, time.UTC)
 
+// health is what may be measured of one side of a TCP connection.
+func health(r *rand.Rand) flows.TCPHealth {
+	h := flows.TCPHealth{
+		Retransmits: r.Uint64N(5), OutOfOrder: r.Uint64N(5), Lost: r.Uint64N(5), DupAcks: r.Uint64N(9), ZeroWindows: r.Uint64N(2),
+		Handshake: time.Duration(r.IntN(2) * r.IntN(1e9)), ZeroWindow: time.Duration(r.IntN(2) * r.IntN(1e9)),
+		MSS: uint16(r.IntN(9000)), WindowScale: uint8(r.IntN(15)), Options: flows.TCPOptions(r.IntN(16)),
+	}
+	if n := r.Uint64N(9); n > 0 {
+		h.RTT = flows.RTT{Count: n, Sum: time.Duration(r.IntN(1e10)), Min: time.Duration(1 + r.IntN(1e6)), Max: time.Duration(1e6 + r.IntN(1e9))}
+	}
+	return h
+}
+
+// measure adds to rec what a data plane with all its options may know of it.
+func measure(rec *flows.Record, r *rand.Rand) {
+	if rec.Key.Proto == flows.ProtoTCP {
+		rec.TCP = &flows.TCPRecord{
+			Source: health(r), Destination: health(r), SourceReset: r.IntN(2) == 0, DestinationReset: r.IntN(2) == 0,
+			Failure: flows.Failure(r.IntN(9)),
+		}
+		rec.SourceProcess = &flows.Process{PID: r.Uint32(), Comm: "curl\xff", Cgroup: r.Uint64() >> 1}
+	}
+	if rec.Key.Proto == flows.ProtoUDP {
+		rec.DNS = &flows.DNS{
+			Queries: 3, Retries: 1, Answers: 2, Timeouts: 1, Latency: flows.RTT{Count: 2, Sum: 3e6, Min: 1e6, Max: 2e6},
+			Rcodes: []flows.DNSRcode{{Rcode: uint16(r.IntN(30)), Count: 2}},
+			Questions: []flows.DNSQuestion{
+				{Name: "www.example.com", Type: uint16(r.IntN(300)), Rcode: uint16(r.IntN(30)), Records: 2, Latency: time.Millisecond},
+				{Name: "gone.example.com", Type: 28, Timeout: true},
+			},
+		}
+	}
+	if r.IntN(2) == 0 {
+		rec.Dropped, rec.DropReason = 1+r.Uint64N(100), "NETFILTER_DROP"
+	}
+}
+
 // corpus is n records of every kind, the same for the same n: TCP, UDP and ICMP,
-// IPv4 and IPv6, VLANs, fragments, one to hops hops.
+// IPv4 and IPv6, VLANs, fragments, one to hops hops, measured and not.
 func corpus(n, hops int) []flows.Record {
 	r := rand.New(rand.NewPCG(42, uint64(n)))
 	all := make([]flows.Record, n)
@@ -154,6 +191,9 @@ func corpus(n, hops int) []flows.Record {
 		}
 		if r.IntN(5) == 0 {
 			rec.Scope.VLAN = flows.VLAN{Outer: uint16(1 + r.IntN(4094)), Inner: uint16(r.IntN(2) * 7)}
+		}
+		if r.IntN(4) > 0 {
+			measure(&rec, r)
 		}
 		for h := range 1 + r.IntN(hops) {
 			rec.Hops = append(rec.Hops, flows.HopCount{

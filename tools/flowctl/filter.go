@@ -25,6 +25,7 @@ func (t *terms) addTo(fs *pflag.FlagSet) {
 	fs.Lookup("not").NoOptDefVal = "true"
 	for _, k := range flows.FilterKinds() {
 		fs.Var(termFlag{t, k}, k.Name, k.Help)
+		fs.Lookup(k.Name).NoOptDefVal = k.Bare
 	}
 }
 

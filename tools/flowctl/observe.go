@@ -24,12 +24,21 @@ as they end, also after the agent was restarted. A record is one conversation ov
 one period, both directions.
 
 Filters of one kind are alternatives, different kinds restrict each other, and
---not negates the filter that follows it.`,
+--not negates the filter that follows it. Without from- or to-, a filter holds
+when it does for one end.
+
+Round trips and TCP figures are those of the point where the side's own packets
+were counted; what was not measured is "-" in columns, absent from JSON and YAML,
+and fulfils no filter.`,
 		Example: `  flowctl observe --last 20
   flowctl observe --follow
   flowctl observe --since 5m --from-ip 10.0.0.0/8 --port 443 --port 8443
   flowctl observe --follow --protocol tcp --not --to-port 22
   flowctl observe --tcp-flags RST -o wide
+  flowctl observe --follow --failed
+  flowctl observe --since 5m --retransmits=5 --to-rtt-over 50ms -o wide
+  flowctl observe --dropped --drop-reason 'NETFILTER*' -o wide
+  flowctl observe --dns-rcode NXDOMAIN --not --dns-name '*.local'
   flowctl observe --since 1h -o jsonl | jq '."source.address"'`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -131,7 +131,7 @@ func (a *agent) listenHTTP() (err error) {
 	}
 	a.web, err = exporter.ListenHTTP(exporter.WebOptions{
 		Addr: a.cfg.HTTP, Version: ownVersion(), Health: a.healthy, Ready: a.ready, Extra: extra,
-		Ledger: func() flows.Ledger { l, _ := a.store.Ledger(); return l },
+		Ledger: func() flows.Ledger { l, _ := a.store.Ledger(); return l }, Latencies: a.store.Latencies,
 	})
 	return err
 }
@@ -198,15 +198,15 @@ func (a *agent) watch(b *flows.Batch) {
 	}
 }
 
-// deliver hands w to every sink: first its records, then the ledger in which
-// the accounts of all sinks have them.
+// deliver hands w to every sink: first its records, then its histograms and the
+// ledger in which the accounts of all sinks have them.
 func (a *agent) deliver(w flows.Window) {
 	a.export(flows.Window{End: w.End, Records: w.Records})
 	for _, s := range a.sinks {
 		w.Ledger.Sinks = append(w.Ledger.Sinks, s.Account())
 	}
 	a.audit.check(&w.Ledger, a.log)
-	a.export(flows.Window{End: w.End, Ledger: w.Ledger})
+	a.export(flows.Window{End: w.End, Ledger: w.Ledger, Latencies: w.Latencies, TCP: w.TCP})
 	a.conversations.Store(int64(a.table.Conversations()))
 	now := time.Now()
 	if a.drained.Swap(now.UnixNano()) == 0 {
