@@ -38,7 +38,16 @@ func newClock(o *objects) (*clock, error) {
 	if c.ctl, err = mapArray[bpf.FlowFlowControl](o.maps[bpf.FlowMapControl], unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return c, err
 	}
-	return c, c.measureTick()
+	if err := c.measureTick(); err != nil {
+		return c, err
+	}
+	_, jiffies, err := c.run()
+	if err != nil {
+		return c, err
+	}
+	// jiffies are compared modulo 2^32 and begin just below it: 0 may be ahead
+	atomic.StoreUint64(&c.ctl.v[0].ScanJiffies, jiffies)
+	return c, nil
 }
 
 // run reads CLOCK_MONOTONIC and jiffies in the kernel, at the same moment.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/bpf"
+	"weft/flows"
 )
 
 // dropReasons names the running kernel's drop reasons from its BTF. A reason's
@@ -20,6 +21,7 @@ type dropReasons struct {
 	names      map[uint32]string
 	subsystems map[uint32]string
 	looked     map[uint32]bool // subsystems whose module was asked
+	oldApart   bool            // repetitions have a reason of their own (TCP_OLD_SEQUENCE)
 }
 
 // reasonEnums is where a subsystem other than the core lists its reasons:
@@ -38,6 +40,7 @@ func newDropReasons(kernel *btf.Spec) (*dropReasons, error) {
 	for _, v := range core.Values {
 		if v.Value>>16 == 0 {
 			r.names[uint32(v.Value)] = strings.TrimPrefix(strings.TrimPrefix(v.Name, "SKB_DROP_REASON_"), "SKB_")
+			r.oldApart = r.oldApart || strings.HasSuffix(v.Name, "TCP_OLD_SEQUENCE")
 		}
 	}
 	if err := kernel.TypeByName("skb_drop_reason_subsys", &subsystems); err == nil { // else it is older than 6.4
@@ -73,6 +76,15 @@ func (r *dropReasons) name(reason uint32) string {
 		}
 	}
 	return fmt.Sprintf("%s_%d", name, reason&0xffff)
+}
+
+// class is a reason's class. Where repetitions have no reason of their own, they are
+// called out of window, and whether that is a loss is not known.
+func (r *dropReasons) class(name string) flows.DropClass {
+	if name == "TCP_INVALID_SEQUENCE" && !r.oldApart {
+		return flows.DropUnspecified
+	}
+	return flows.DropClassOf(name)
 }
 
 // learn reads a module's reasons; it has none if it is built in, and then the

@@ -175,7 +175,7 @@ func (d *drops) sample(now instant, c *bpf.DropDropCount) flows.DropSample {
 		At:     flows.Point{Netns: k.Netns, Ifindex: k.Ifindex},
 		Reason: d.reasons.name(k.Reason), Packets: c.Packets, Bytes: c.Bytes, First: now.at(c.FirstNs),
 	}
-	s.Class = flows.DropClassOf(s.Reason)
+	s.Class = d.reasons.class(s.Reason)
 	s.Last = max(s.First, now.atJiffies(c.Last))
 	if k.Key.Kind&uint8(bpf.DropWeftDropKindWEFT_KIND_OVERFLOW) != 0 {
 		s.Overflow = true

@@ -219,7 +219,7 @@ func TestShortLivedNamespacesAreWatched(t *testing.T) {
 	a := nsStart(t, Options{Netns: []string{"all"}})
 	trials := 30
 	if testing.Short() {
-		trials = 5
+		trials = 2
 	}
 	var named, unnamed []time.Duration
 	for i := range trials {
