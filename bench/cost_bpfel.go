@@ -18,6 +18,8 @@ import (
 const (
 	costMapColdLines   = "cold_lines"
 	costMapControl     = "control"
+	costMapDnsCounters = "dns_counters"
+	costMapDnsPackets  = "dns_packets"
 	costMapEvicted     = "evicted"
 	costMapFragments   = "fragments"
 	costMapLatencies   = "latencies"
@@ -94,19 +96,21 @@ type costProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type costMapSpecs struct {
-	ColdLines  *ebpf.MapSpec `ebpf:"cold_lines"`
-	Control    *ebpf.MapSpec `ebpf:"control"`
-	Evicted    *ebpf.MapSpec `ebpf:"evicted"`
-	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
-	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
-	NoLatency  *ebpf.MapSpec `ebpf:"no_latency"`
-	Peer       *ebpf.MapSpec `ebpf:"peer"`
-	Places     *ebpf.MapSpec `ebpf:"places"`
-	Rare       *ebpf.MapSpec `ebpf:"rare"`
-	Slots      *ebpf.MapSpec `ebpf:"slots"`
-	TcpAccount *ebpf.MapSpec `ebpf:"tcp_account"`
-	TcpConvs   *ebpf.MapSpec `ebpf:"tcp_convs"`
-	TcpLines   *ebpf.MapSpec `ebpf:"tcp_lines"`
+	ColdLines   *ebpf.MapSpec `ebpf:"cold_lines"`
+	Control     *ebpf.MapSpec `ebpf:"control"`
+	DnsCounters *ebpf.MapSpec `ebpf:"dns_counters"`
+	DnsPackets  *ebpf.MapSpec `ebpf:"dns_packets"`
+	Evicted     *ebpf.MapSpec `ebpf:"evicted"`
+	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
+	Latencies   *ebpf.MapSpec `ebpf:"latencies"`
+	NoLatency   *ebpf.MapSpec `ebpf:"no_latency"`
+	Peer        *ebpf.MapSpec `ebpf:"peer"`
+	Places      *ebpf.MapSpec `ebpf:"places"`
+	Rare        *ebpf.MapSpec `ebpf:"rare"`
+	Slots       *ebpf.MapSpec `ebpf:"slots"`
+	TcpAccount  *ebpf.MapSpec `ebpf:"tcp_account"`
+	TcpConvs    *ebpf.MapSpec `ebpf:"tcp_convs"`
+	TcpLines    *ebpf.MapSpec `ebpf:"tcp_lines"`
 }
 
 // costVariableSpecs contains global variables before they are loaded into the kernel.
@@ -140,25 +144,29 @@ func (o *costObjects) Close() error {
 //
 // It can be passed to loadCostObjects or ebpf.CollectionSpec.LoadAndAssign.
 type costMaps struct {
-	ColdLines  *ebpf.Map `ebpf:"cold_lines"`
-	Control    *ebpf.Map `ebpf:"control"`
-	Evicted    *ebpf.Map `ebpf:"evicted"`
-	Fragments  *ebpf.Map `ebpf:"fragments"`
-	Latencies  *ebpf.Map `ebpf:"latencies"`
-	NoLatency  *ebpf.Map `ebpf:"no_latency"`
-	Peer       *ebpf.Map `ebpf:"peer"`
-	Places     *ebpf.Map `ebpf:"places"`
-	Rare       *ebpf.Map `ebpf:"rare"`
-	Slots      *ebpf.Map `ebpf:"slots"`
-	TcpAccount *ebpf.Map `ebpf:"tcp_account"`
-	TcpConvs   *ebpf.Map `ebpf:"tcp_convs"`
-	TcpLines   *ebpf.Map `ebpf:"tcp_lines"`
+	ColdLines   *ebpf.Map `ebpf:"cold_lines"`
+	Control     *ebpf.Map `ebpf:"control"`
+	DnsCounters *ebpf.Map `ebpf:"dns_counters"`
+	DnsPackets  *ebpf.Map `ebpf:"dns_packets"`
+	Evicted     *ebpf.Map `ebpf:"evicted"`
+	Fragments   *ebpf.Map `ebpf:"fragments"`
+	Latencies   *ebpf.Map `ebpf:"latencies"`
+	NoLatency   *ebpf.Map `ebpf:"no_latency"`
+	Peer        *ebpf.Map `ebpf:"peer"`
+	Places      *ebpf.Map `ebpf:"places"`
+	Rare        *ebpf.Map `ebpf:"rare"`
+	Slots       *ebpf.Map `ebpf:"slots"`
+	TcpAccount  *ebpf.Map `ebpf:"tcp_account"`
+	TcpConvs    *ebpf.Map `ebpf:"tcp_convs"`
+	TcpLines    *ebpf.Map `ebpf:"tcp_lines"`
 }
 
 func (m *costMaps) Close() error {
 	return _CostClose(
 		m.ColdLines,
 		m.Control,
+		m.DnsCounters,
+		m.DnsPackets,
 		m.Evicted,
 		m.Fragments,
 		m.Latencies,

@@ -9,6 +9,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -38,14 +39,16 @@ func run(args []string) error {
 		switch a {
 		case "packet":
 			if err = packetCost(os.Stdout); err == nil {
-				err = tcpCost(os.Stdout)
+				err = errors.Join(tcpCost(os.Stdout), dnsCost(os.Stdout))
 			}
 		case "tcp":
 			err = tcpCost(os.Stdout)
+		case "dns":
+			err = dnsCost(os.Stdout)
 		case "agent":
 			err = agentCost(os.Stdout)
 		default:
-			err = fmt.Errorf("no benchmark %q: use packet, tcp or agent", a)
+			err = fmt.Errorf("no benchmark %q: use packet, tcp, dns or agent", a)
 		}
 		if err != nil {
 			return err

@@ -5,12 +5,14 @@ package main
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
 	"weft/bpf"
@@ -85,6 +87,56 @@ func tcpCost(w io.Writer) error {
 	return nil
 }
 
+// question is a DNS question as it passes.
+var question = func() []byte {
+	message := append([]byte{0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}, "\x03www\x07example\x03com\x00\x00\x01\x00\x01"...)
+	f := append(append([]byte(nil), frame[:42]...), message...)
+	binary.BigEndian.PutUint16(f[16:], uint16(len(f)-14))
+	binary.BigEndian.PutUint16(f[36:], 53)
+	binary.BigEndian.PutUint16(f[38:], uint16(len(f)-34))
+	return f
+}()
+
+// dnsCost prints what reading DNS adds to packets that are none, and to questions,
+// which are copied to a reader.
+func dnsCost(w io.Writer) error {
+	const dns = bpf.FlowWeftOptionWEFT_OPTION_DNS
+	fmt.Fprintln(w, "\n| flows | UDP, flows only | + DNS | TCP, flows only | + DNS | question, flows only | + DNS |")
+	fmt.Fprintln(w, "|---|---|---|---|---|---|---|")
+	for _, flows := range []int{1, 1 << 10, 1 << 17} {
+		ns, err := costs(flows, max(65536, 2*flows), []variant{
+			{"udp", "bench_slots", frame, 0}, {"udp dns", "bench_slots", frame, dns},
+			{"tcp", "bench_slots", segment, 0}, {"tcp dns", "bench_slots", segment, dns},
+			{"question", "bench_slots", question, 0}, {"question dns", "bench_slots", question, dns},
+		})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "| %d | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f |\n", flows,
+			ns["udp"], ns["udp dns"], ns["tcp"], ns["tcp dns"], ns["question"], ns["question dns"])
+	}
+	return nil
+}
+
+// discard reads what comes through the ring of DNS packets until end is called.
+func discard(m *ebpf.Map) (end func() error, err error) {
+	ring, err := ringbuf.NewReader(m)
+	if err != nil {
+		return nil, fmt.Errorf("read the DNS ring: %w", err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var rec ringbuf.Record
+		for {
+			if err := ring.ReadInto(&rec); err != nil {
+				return // closed
+			}
+		}
+	}()
+	return func() error { err := ring.Close(); <-done; return err }, nil
+}
+
 // variant is a program on a frame, with options.
 type variant struct {
 	name, program string
@@ -92,18 +144,23 @@ type variant struct {
 	options       bpf.FlowWeftOption
 }
 
-func costs(flows, slots int, with []variant) (map[string]float64, error) {
+func costs(flows, slots int, with []variant) (least map[string]float64, err error) {
 	loaded := map[bpf.FlowWeftOption]*ebpf.Collection{}
 	for _, v := range with {
 		if loaded[v.options] != nil {
 			continue
 		}
-		coll, err := loadPrograms(flows, slots, v.options)
-		if err != nil {
+		var coll *ebpf.Collection
+		if coll, err = loadPrograms(flows, slots, v.options); err != nil {
 			return nil, err
 		}
 		defer coll.Close()
 		loaded[v.options] = coll
+		var end func() error
+		if end, err = discard(coll.Maps["dns_packets"]); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, end()) }()
 	}
 	runtime.LockOSThread() // one CPU's partition, as long as the thread stays
 	defer runtime.UnlockOSThread()
@@ -112,7 +169,7 @@ func costs(flows, slots int, with []variant) (map[string]float64, error) {
 	if err := unix.SchedSetaffinity(0, &cpu); err != nil {
 		return nil, fmt.Errorf("stay on one CPU: %w", err)
 	}
-	least := map[string]float64{}
+	least = map[string]float64{}
 	for round := range rounds + 1 {
 		for _, v := range with {
 			n := repeat

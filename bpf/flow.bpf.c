@@ -11,6 +11,7 @@
 
 /* Only so that the generator finds them in the object's BTF. */
 const struct flow_evicted *btf_evicted __attribute__((unused));
+const struct dns_packet *btf_dns __attribute__((unused));
 const enum weft_hook *btf_hook __attribute__((unused));
 const enum weft_skip *btf_skip __attribute__((unused));
 const enum weft_kind *btf_kind __attribute__((unused));

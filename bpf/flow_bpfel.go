@@ -18,6 +18,25 @@ type FlowColdBucket struct {
 	Way [8]FlowFlowCold
 }
 
+type FlowDnsPacket struct {
+	_       structs.HostLayout
+	KtimeNs uint64
+	Key     FlowFlowKey
+	Vlan    uint32
+	Seq     uint32
+	Len     uint32
+	Copied  uint16
+	Flags   uint8
+	Pad     uint8
+	Payload [512]uint8
+}
+
+type FlowDnsSeen struct {
+	_    structs.HostLayout
+	Seen uint64
+	Lost uint64
+}
+
 type FlowFlowBucket struct {
 	_   structs.HostLayout
 	Way [8]FlowFlowSlot
@@ -300,6 +319,8 @@ const (
 const (
 	FlowMapColdLines     = "cold_lines"
 	FlowMapControl       = "control"
+	FlowMapDnsCounters   = "dns_counters"
+	FlowMapDnsPackets    = "dns_packets"
 	FlowMapEvicted       = "evicted"
 	FlowMapFragments     = "fragments"
 	FlowMapPlaces        = "places"
@@ -310,6 +331,7 @@ const (
 	FlowProgTcEgress     = "tc_egress"
 	FlowProgTcIngress    = "tc_ingress"
 	FlowVarBtfClass      = "btf_class"
+	FlowVarBtfDns        = "btf_dns"
 	FlowVarBtfEvicted    = "btf_evicted"
 	FlowVarBtfHook       = "btf_hook"
 	FlowVarBtfKind       = "btf_kind"
@@ -377,14 +399,16 @@ type FlowProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FlowMapSpecs struct {
-	ColdLines *ebpf.MapSpec `ebpf:"cold_lines"`
-	Control   *ebpf.MapSpec `ebpf:"control"`
-	Evicted   *ebpf.MapSpec `ebpf:"evicted"`
-	Fragments *ebpf.MapSpec `ebpf:"fragments"`
-	Places    *ebpf.MapSpec `ebpf:"places"`
-	Rare      *ebpf.MapSpec `ebpf:"rare"`
-	Slots     *ebpf.MapSpec `ebpf:"slots"`
-	TcpLines  *ebpf.MapSpec `ebpf:"tcp_lines"`
+	ColdLines   *ebpf.MapSpec `ebpf:"cold_lines"`
+	Control     *ebpf.MapSpec `ebpf:"control"`
+	DnsCounters *ebpf.MapSpec `ebpf:"dns_counters"`
+	DnsPackets  *ebpf.MapSpec `ebpf:"dns_packets"`
+	Evicted     *ebpf.MapSpec `ebpf:"evicted"`
+	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
+	Places      *ebpf.MapSpec `ebpf:"places"`
+	Rare        *ebpf.MapSpec `ebpf:"rare"`
+	Slots       *ebpf.MapSpec `ebpf:"slots"`
+	TcpLines    *ebpf.MapSpec `ebpf:"tcp_lines"`
 }
 
 // FlowVariableSpecs contains global variables before they are loaded into the kernel.
@@ -392,6 +416,7 @@ type FlowMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FlowVariableSpecs struct {
 	BtfClass      *ebpf.VariableSpec `ebpf:"btf_class"`
+	BtfDns        *ebpf.VariableSpec `ebpf:"btf_dns"`
 	BtfEvicted    *ebpf.VariableSpec `ebpf:"btf_evicted"`
 	BtfHook       *ebpf.VariableSpec `ebpf:"btf_hook"`
 	BtfKind       *ebpf.VariableSpec `ebpf:"btf_kind"`
@@ -428,20 +453,24 @@ func (o *FlowObjects) Close() error {
 //
 // It can be passed to LoadFlowObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FlowMaps struct {
-	ColdLines *ebpf.Map `ebpf:"cold_lines"`
-	Control   *ebpf.Map `ebpf:"control"`
-	Evicted   *ebpf.Map `ebpf:"evicted"`
-	Fragments *ebpf.Map `ebpf:"fragments"`
-	Places    *ebpf.Map `ebpf:"places"`
-	Rare      *ebpf.Map `ebpf:"rare"`
-	Slots     *ebpf.Map `ebpf:"slots"`
-	TcpLines  *ebpf.Map `ebpf:"tcp_lines"`
+	ColdLines   *ebpf.Map `ebpf:"cold_lines"`
+	Control     *ebpf.Map `ebpf:"control"`
+	DnsCounters *ebpf.Map `ebpf:"dns_counters"`
+	DnsPackets  *ebpf.Map `ebpf:"dns_packets"`
+	Evicted     *ebpf.Map `ebpf:"evicted"`
+	Fragments   *ebpf.Map `ebpf:"fragments"`
+	Places      *ebpf.Map `ebpf:"places"`
+	Rare        *ebpf.Map `ebpf:"rare"`
+	Slots       *ebpf.Map `ebpf:"slots"`
+	TcpLines    *ebpf.Map `ebpf:"tcp_lines"`
 }
 
 func (m *FlowMaps) Close() error {
 	return _FlowClose(
 		m.ColdLines,
 		m.Control,
+		m.DnsCounters,
+		m.DnsPackets,
 		m.Evicted,
 		m.Fragments,
 		m.Places,
@@ -456,6 +485,7 @@ func (m *FlowMaps) Close() error {
 // It can be passed to LoadFlowObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FlowVariables struct {
 	BtfClass      *ebpf.Variable `ebpf:"btf_class"`
+	BtfDns        *ebpf.Variable `ebpf:"btf_dns"`
 	BtfEvicted    *ebpf.Variable `ebpf:"btf_evicted"`
 	BtfHook       *ebpf.Variable `ebpf:"btf_hook"`
 	BtfKind       *ebpf.Variable `ebpf:"btf_kind"`

@@ -53,17 +53,19 @@ type FlowHashHashKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	FlowHashMapControl    = "control"
-	FlowHashMapCurrentSet = "current_set"
-	FlowHashMapFragments  = "fragments"
-	FlowHashMapPlaces     = "places"
-	FlowHashMapRare       = "rare"
-	FlowHashProgReadClock = "read_clock"
-	FlowHashProgTcEgress  = "tc_egress"
-	FlowHashProgTcIngress = "tc_ingress"
-	FlowHashVarBtfFlow    = "btf_flow"
-	FlowHashVarBtfKey     = "btf_key"
-	FlowHashVarConfig     = "config"
+	FlowHashMapControl     = "control"
+	FlowHashMapCurrentSet  = "current_set"
+	FlowHashMapDnsCounters = "dns_counters"
+	FlowHashMapDnsPackets  = "dns_packets"
+	FlowHashMapFragments   = "fragments"
+	FlowHashMapPlaces      = "places"
+	FlowHashMapRare        = "rare"
+	FlowHashProgReadClock  = "read_clock"
+	FlowHashProgTcEgress   = "tc_egress"
+	FlowHashProgTcIngress  = "tc_ingress"
+	FlowHashVarBtfFlow     = "btf_flow"
+	FlowHashVarBtfKey      = "btf_key"
+	FlowHashVarConfig      = "config"
 )
 
 // LoadFlowHash returns the embedded CollectionSpec for FlowHash.
@@ -117,11 +119,13 @@ type FlowHashProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FlowHashMapSpecs struct {
-	Control    *ebpf.MapSpec `ebpf:"control"`
-	CurrentSet *ebpf.MapSpec `ebpf:"current_set"`
-	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
-	Places     *ebpf.MapSpec `ebpf:"places"`
-	Rare       *ebpf.MapSpec `ebpf:"rare"`
+	Control     *ebpf.MapSpec `ebpf:"control"`
+	CurrentSet  *ebpf.MapSpec `ebpf:"current_set"`
+	DnsCounters *ebpf.MapSpec `ebpf:"dns_counters"`
+	DnsPackets  *ebpf.MapSpec `ebpf:"dns_packets"`
+	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
+	Places      *ebpf.MapSpec `ebpf:"places"`
+	Rare        *ebpf.MapSpec `ebpf:"rare"`
 }
 
 // FlowHashVariableSpecs contains global variables before they are loaded into the kernel.
@@ -153,17 +157,21 @@ func (o *FlowHashObjects) Close() error {
 //
 // It can be passed to LoadFlowHashObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FlowHashMaps struct {
-	Control    *ebpf.Map `ebpf:"control"`
-	CurrentSet *ebpf.Map `ebpf:"current_set"`
-	Fragments  *ebpf.Map `ebpf:"fragments"`
-	Places     *ebpf.Map `ebpf:"places"`
-	Rare       *ebpf.Map `ebpf:"rare"`
+	Control     *ebpf.Map `ebpf:"control"`
+	CurrentSet  *ebpf.Map `ebpf:"current_set"`
+	DnsCounters *ebpf.Map `ebpf:"dns_counters"`
+	DnsPackets  *ebpf.Map `ebpf:"dns_packets"`
+	Fragments   *ebpf.Map `ebpf:"fragments"`
+	Places      *ebpf.Map `ebpf:"places"`
+	Rare        *ebpf.Map `ebpf:"rare"`
 }
 
 func (m *FlowHashMaps) Close() error {
 	return _FlowHashClose(
 		m.Control,
 		m.CurrentSet,
+		m.DnsCounters,
+		m.DnsPackets,
 		m.Fragments,
 		m.Places,
 		m.Rare,

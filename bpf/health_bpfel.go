@@ -18,6 +18,8 @@ import (
 const (
 	HealthMapColdLines     = "cold_lines"
 	HealthMapControl       = "control"
+	HealthMapDnsCounters   = "dns_counters"
+	HealthMapDnsPackets    = "dns_packets"
 	HealthMapEvicted       = "evicted"
 	HealthMapFragments     = "fragments"
 	HealthMapLatencies     = "latencies"
@@ -32,6 +34,7 @@ const (
 	HealthProgTcEgress     = "tc_egress"
 	HealthProgTcIngress    = "tc_ingress"
 	HealthVarBtfClass      = "btf_class"
+	HealthVarBtfDns        = "btf_dns"
 	HealthVarBtfEvicted    = "btf_evicted"
 	HealthVarBtfHook       = "btf_hook"
 	HealthVarBtfKind       = "btf_kind"
@@ -99,18 +102,20 @@ type HealthProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HealthMapSpecs struct {
-	ColdLines  *ebpf.MapSpec `ebpf:"cold_lines"`
-	Control    *ebpf.MapSpec `ebpf:"control"`
-	Evicted    *ebpf.MapSpec `ebpf:"evicted"`
-	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
-	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
-	NoLatency  *ebpf.MapSpec `ebpf:"no_latency"`
-	Places     *ebpf.MapSpec `ebpf:"places"`
-	Rare       *ebpf.MapSpec `ebpf:"rare"`
-	Slots      *ebpf.MapSpec `ebpf:"slots"`
-	TcpAccount *ebpf.MapSpec `ebpf:"tcp_account"`
-	TcpConvs   *ebpf.MapSpec `ebpf:"tcp_convs"`
-	TcpLines   *ebpf.MapSpec `ebpf:"tcp_lines"`
+	ColdLines   *ebpf.MapSpec `ebpf:"cold_lines"`
+	Control     *ebpf.MapSpec `ebpf:"control"`
+	DnsCounters *ebpf.MapSpec `ebpf:"dns_counters"`
+	DnsPackets  *ebpf.MapSpec `ebpf:"dns_packets"`
+	Evicted     *ebpf.MapSpec `ebpf:"evicted"`
+	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
+	Latencies   *ebpf.MapSpec `ebpf:"latencies"`
+	NoLatency   *ebpf.MapSpec `ebpf:"no_latency"`
+	Places      *ebpf.MapSpec `ebpf:"places"`
+	Rare        *ebpf.MapSpec `ebpf:"rare"`
+	Slots       *ebpf.MapSpec `ebpf:"slots"`
+	TcpAccount  *ebpf.MapSpec `ebpf:"tcp_account"`
+	TcpConvs    *ebpf.MapSpec `ebpf:"tcp_convs"`
+	TcpLines    *ebpf.MapSpec `ebpf:"tcp_lines"`
 }
 
 // HealthVariableSpecs contains global variables before they are loaded into the kernel.
@@ -118,6 +123,7 @@ type HealthMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type HealthVariableSpecs struct {
 	BtfClass      *ebpf.VariableSpec `ebpf:"btf_class"`
+	BtfDns        *ebpf.VariableSpec `ebpf:"btf_dns"`
 	BtfEvicted    *ebpf.VariableSpec `ebpf:"btf_evicted"`
 	BtfHook       *ebpf.VariableSpec `ebpf:"btf_hook"`
 	BtfKind       *ebpf.VariableSpec `ebpf:"btf_kind"`
@@ -154,24 +160,28 @@ func (o *HealthObjects) Close() error {
 //
 // It can be passed to LoadHealthObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HealthMaps struct {
-	ColdLines  *ebpf.Map `ebpf:"cold_lines"`
-	Control    *ebpf.Map `ebpf:"control"`
-	Evicted    *ebpf.Map `ebpf:"evicted"`
-	Fragments  *ebpf.Map `ebpf:"fragments"`
-	Latencies  *ebpf.Map `ebpf:"latencies"`
-	NoLatency  *ebpf.Map `ebpf:"no_latency"`
-	Places     *ebpf.Map `ebpf:"places"`
-	Rare       *ebpf.Map `ebpf:"rare"`
-	Slots      *ebpf.Map `ebpf:"slots"`
-	TcpAccount *ebpf.Map `ebpf:"tcp_account"`
-	TcpConvs   *ebpf.Map `ebpf:"tcp_convs"`
-	TcpLines   *ebpf.Map `ebpf:"tcp_lines"`
+	ColdLines   *ebpf.Map `ebpf:"cold_lines"`
+	Control     *ebpf.Map `ebpf:"control"`
+	DnsCounters *ebpf.Map `ebpf:"dns_counters"`
+	DnsPackets  *ebpf.Map `ebpf:"dns_packets"`
+	Evicted     *ebpf.Map `ebpf:"evicted"`
+	Fragments   *ebpf.Map `ebpf:"fragments"`
+	Latencies   *ebpf.Map `ebpf:"latencies"`
+	NoLatency   *ebpf.Map `ebpf:"no_latency"`
+	Places      *ebpf.Map `ebpf:"places"`
+	Rare        *ebpf.Map `ebpf:"rare"`
+	Slots       *ebpf.Map `ebpf:"slots"`
+	TcpAccount  *ebpf.Map `ebpf:"tcp_account"`
+	TcpConvs    *ebpf.Map `ebpf:"tcp_convs"`
+	TcpLines    *ebpf.Map `ebpf:"tcp_lines"`
 }
 
 func (m *HealthMaps) Close() error {
 	return _HealthClose(
 		m.ColdLines,
 		m.Control,
+		m.DnsCounters,
+		m.DnsPackets,
 		m.Evicted,
 		m.Fragments,
 		m.Latencies,
@@ -190,6 +200,7 @@ func (m *HealthMaps) Close() error {
 // It can be passed to LoadHealthObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HealthVariables struct {
 	BtfClass      *ebpf.Variable `ebpf:"btf_class"`
+	BtfDns        *ebpf.Variable `ebpf:"btf_dns"`
 	BtfEvicted    *ebpf.Variable `ebpf:"btf_evicted"`
 	BtfHook       *ebpf.Variable `ebpf:"btf_hook"`
 	BtfKind       *ebpf.Variable `ebpf:"btf_kind"`

@@ -49,6 +49,7 @@ type Dataplane struct {
 	clock *clock
 	drops *drops     // nil: not traced
 	times *latencies // nil: TCP is not measured
+	dns   *dns       // nil: not read
 
 	points  pointTable
 	spaces  *spaces
@@ -107,6 +108,11 @@ func (d *Dataplane) open() error {
 		return err
 	}
 	d.openDrops()
+	if d.objs.config.Options&dnsOption != 0 {
+		if d.dns, err = openDNS(d.objs, &d.points); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -195,6 +201,12 @@ func (d *Dataplane) drainAll(out chan<- flows.Batch, last bool) error {
 	if seen.TCP, err = d.objs.tcpAccount(); err != nil {
 		return err
 	}
+	var asked []flows.DNSMessage
+	if d.dns != nil {
+		if asked, seen.DNS, err = d.dns.drain(now.mono, last); err != nil {
+			d.turnOff(Capability{Name: "dns", Needs: dnsNeed, Err: err.Error()})
+		}
+	}
 	if devices := d.devices.Load(); devices != nil {
 		seen.Devices = *devices
 	}
@@ -203,7 +215,7 @@ func (d *Dataplane) drainAll(out chan<- flows.Batch, last bool) error {
 		Drains: prev.Drains + 1, Live: res.live, Used: res.used,
 		Evictions: prev.Evictions + res.evictions, Last: time.Since(start),
 	})
-	out <- flows.Batch{At: now.wall, Final: true, Drops: dropped, Latencies: d.readTimes(now, last), Seen: seen}
+	out <- flows.Batch{At: now.wall, Final: true, Drops: dropped, DNS: asked, Latencies: d.readTimes(now, last), Seen: seen}
 	d.points.forget(acct)
 	return nil
 }
@@ -281,6 +293,9 @@ func (d *Dataplane) Close() error {
 	}
 	if d.drops != nil {
 		errs = append(errs, d.drops.close())
+	}
+	if d.dns != nil {
+		errs = append(errs, d.dns.close())
 	}
 	if d.table != nil {
 		errs = append(errs, d.table.close())

@@ -32,6 +32,8 @@ type nsAgent struct {
 	table    *flows.Table // nil: not folded
 	records  []flows.Record
 	ledger   flows.Ledger
+	asked    *flows.DNSFigures // the latest, as what follows
+	times    []flows.Latency
 
 	truths  []nsTruth
 	stopped bool
@@ -143,7 +145,10 @@ func (a *nsAgent) take(b flows.Batch) {
 	if a.table != nil {
 		if w, done := a.table.Fold(b); done {
 			a.records = append(a.records, w.Records...)
-			a.ledger = w.Ledger
+			a.ledger, a.asked = w.Ledger, w.DNS
+			if w.Latencies != nil {
+				a.times = w.Latencies
+			}
 		}
 	}
 }

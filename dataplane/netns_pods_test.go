@@ -23,9 +23,14 @@ type nsPods struct {
 
 func nsBridged(t *testing.T, o Options, mtu int) *nsPods {
 	t.Helper()
+	return nsBridgedFolding(t, o, mtu, flows.TableOptions{})
+}
+
+func nsBridgedFolding(t *testing.T, o Options, mtu int, fold flows.TableOptions) *nsPods {
+	t.Helper()
 	p := &nsPods{host: nsHost(t), one: nsNew(t, "one"), two: nsNew(t, "two")}
 	o.Netns = []string{"one", "two"}
-	p.a = nsStartFolding(t, o, flows.NewTable(flows.TableOptions{}))
+	p.a = nsStartFolding(t, o, flows.NewTable(fold))
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = "br0", mtu
 	if !p.host.add(&netlink.Bridge{LinkAttrs: attrs}) {

@@ -47,6 +47,7 @@ type sizes struct {
 	ring   int // bytes
 	drops  int // entries of each set of drops; 0: not traced
 	tcp    bool
+	dns    int // bytes of the ring of DNS packets; 0: off
 }
 
 // sizeFor picks the partition size for the machine: counters first, then the
@@ -58,6 +59,9 @@ func sizeFor(o *Options, cpus int) sizes {
 	}
 	for s.ring > 65536 && s.ring > o.MaxMemory/8 {
 		s.ring /= 2
+	}
+	if o.DNS {
+		s.dns = max(65536, min(dnsRingBytes, floorPow2(o.MaxMemory/8)))
 	}
 	for s.places > 16 && s.counters() > o.MaxMemory/8 {
 		s.places /= 2
@@ -79,7 +83,7 @@ func sizeFor(o *Options, cpus int) sizes {
 func (s sizes) counters() int { return s.places * (s.cpus*placeBytes + s.shards*hooks*rareBytes) }
 
 func (s sizes) total() int {
-	return s.cpus*s.slots*(slotBytes+coldBytes) + s.counters() + s.ring + fragBytes + s.dropSets() + s.tcpTables()
+	return s.cpus*s.slots*(slotBytes+coldBytes) + s.counters() + s.ring + fragBytes + s.dropSets() + s.tcpTables() + s.dns
 }
 
 // tcpTables is the size of what measures TCP: 0 when it is off.
@@ -151,18 +155,18 @@ func loadObjects(o *Options, off func(Capability)) (*objects, error) {
 		}
 	}
 	size := sizeFor(o, cpus)
-	objs, err := loadBackend(backend, size, o.XDP != XDPOff)
+	objs, err := loadBackend(backend, size, o.XDP != XDPOff, off)
 	if err != nil && size.tcp && backend == BackendSlots {
 		// without it, or with the same refusal, which is then not its own
 		size.tcp = false
 		why := err
-		if objs, err = loadBackend(backend, size, o.XDP != XDPOff); err == nil {
+		if objs, err = loadBackend(backend, size, o.XDP != XDPOff, off); err == nil {
 			off(Capability{Name: "TCP health", Needs: "a verifier that takes its programs", Err: why.Error()})
 		}
 	}
 	if err != nil && o.Backend == BackendAuto && backend == BackendSlots {
 		off(Capability{Name: "slot table", Needs: "mappable arrays (5.5), ring buffer (5.8), CAP_BPF", Err: err.Error()})
-		objs, err = loadBackend(BackendHash, size, false)
+		objs, err = loadBackend(BackendHash, size, false, off)
 	}
 	if err != nil {
 		return nil, err
@@ -182,7 +186,7 @@ func preemptibleSoftirqs() bool {
 	return err == nil && strings.TrimSpace(string(b)) == "1"
 }
 
-func loadBackend(backend Backend, size sizes, xdp bool) (*objects, error) {
+func loadBackend(backend Backend, size sizes, xdp bool, off func(Capability)) (*objects, error) {
 	o := &objects{backend: backend, size: size, maps: map[string]*ebpf.Map{}}
 	load := bpf.LoadFlow
 	if size.tcp {
@@ -196,16 +200,13 @@ func loadBackend(backend Backend, size sizes, xdp bool) (*objects, error) {
 		return nil, fmt.Errorf("read the %s object: %w", backend, err)
 	}
 	o.configure()
-	if err := o.createMaps(); err != nil {
+	if err := o.loadFirst(off); err != nil {
 		return nil, errors.Join(err, o.close())
 	}
 	if xdp && backend == BackendSlots {
 		if o.xdp, err = bpf.LoadXdp(); err != nil {
 			return nil, errors.Join(fmt.Errorf("read the xdp object: %w", err), o.close())
 		}
-	}
-	if o.first, err = o.programs(ownNetns, false); err != nil {
-		return nil, errors.Join(err, o.close())
 	}
 	return o, nil
 }
@@ -241,7 +242,7 @@ func (o *objects) resize(spec *ebpf.CollectionSpec) {
 		bpf.FlowMapTcpLines: lines, bpf.HealthMapTcpConvs: pairs, bpf.HealthMapLatencies: histograms,
 		bpf.FlowMapPlaces: uint32(s.cpus * s.places), bpf.FlowMapRare: uint32(s.shards * s.places * hooks),
 		bpf.FlowMapSlots:     buckets,
-		bpf.FlowMapColdLines: buckets, bpf.FlowMapEvicted: uint32(s.ring),
+		bpf.FlowMapColdLines: buckets, bpf.FlowMapEvicted: uint32(s.ring), bpf.FlowMapDnsPackets: uint32(s.dns),
 	} {
 		if m := spec.Maps[name]; m != nil {
 			m.MaxEntries = n

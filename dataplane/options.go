@@ -51,6 +51,10 @@ type Options struct {
 	// reads the drop counters of watched devices. Off: false.
 	Drops bool
 
+	// DNS copies packets from and to port 53 out of the kernel and reads questions and
+	// answers in them: [flows.Batch.DNS]. Off: false.
+	DNS bool
+
 	// Backend forces a flow table: BackendAuto, BackendSlots, BackendHash.
 	Backend Backend
 

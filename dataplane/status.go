@@ -84,6 +84,9 @@ func (d *Dataplane) Status() Status {
 	if d.drops != nil {
 		s.Memory = append(s.Memory, d.drops.memory())
 	}
+	if d.dns != nil {
+		s.Memory = append(s.Memory, d.dns.memory())
+	}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
 		s.Kernel = unix.ByteSliceToString(u.Release[:])

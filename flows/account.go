@@ -79,6 +79,7 @@ type Account struct {
 	At      time.Time
 	Points  []PointAccount
 	Drops   DropAccount
+	DNS     DNSAccount
 	Devices []DeviceDrops // the latest reading; nil: not read
 	TCP     TCPAccount
 }

@@ -46,15 +46,16 @@ type Hop struct {
 }
 
 // Batch is one part of what a drain yielded. A drain of many flows is sent as
-// several batches; only the last one is Final and carries Drops and Seen.
+// several batches; only the last one is Final and carries Drops, DNS and Seen.
 //
-// Flows and Drops belong to the source and are valid until the next Batch is
+// Flows, Drops and DNS belong to the source and are valid until the next Batch is
 // received.
 type Batch struct {
 	At    time.Time // wall clock of the drain
 	Flows []Sample
 	Final bool
 	Drops []DropSample // only in the final batch of a drain; one or more of a flow
+	DNS   []DNSMessage // only in the final batch of a drain; in the order in which they passed
 	// Latencies are all histograms of the kernel as they are now: only in the final
 	// batch of a drain, nil when they were not read. Not written to afterwards.
 	Latencies []Latency
@@ -70,4 +71,7 @@ type Window struct {
 	// in this window. They belong to the window.
 	Latencies []Latency
 	TCP       TCPAccount // what measuring TCP left out; meaningful with Latencies
+	// DNS is what is known of resolvers now, not written to afterwards; nil: DNS was
+	// not read, or not in this window.
+	DNS *DNSFigures
 }

@@ -122,6 +122,7 @@ func (t *Table) record(c *conversation, why EndReason) {
 		Hops: make([]HopCount, 0, int(c.nhops[0])+int(c.nhops[1])),
 	}
 	t.tell(&r, c, src, why)
+	r.DNS = t.dns.take(&c.key)
 	for h := &c.first; h != nil; h = t.after(h) {
 		p := t.pointOf(h)
 		r.add(HopCount{

@@ -294,6 +294,27 @@ struct latency {
 };
 _Static_assert(sizeof(struct latency) == 968, "latency layout");
 
+/* Ring buffer record: a packet from or to port 53, with some of its payload. */
+struct dns_packet {
+	__u64 ktime_ns; /* CLOCK_MONOTONIC */
+	struct flow_key key;
+	__u32 vlan;   /* outer | inner << 12 */
+	__u32 seq;    /* TCP */
+	__u32 len;    /* of the payload, as the headers say */
+	__u16 copied; /* of that, in payload */
+	__u8 flags;   /* TCP */
+	__u8 pad;
+	__u8 payload[512]; /* the record may end before its end, but not before copied */
+};
+_Static_assert(sizeof(struct dns_packet) == 576, "dns_packet layout");
+
+/* Packets, per CPU, cumulative. */
+struct dns_seen {
+	__u64 seen;
+	__u64 lost; /* of those: the ring buffer was full */
+};
+_Static_assert(sizeof(struct dns_seen) == 16, "dns_seen layout");
+
 /* Fallback table. */
 struct hash_key {
 	struct flow_key key;

@@ -13,6 +13,9 @@
 #ifdef WEFT_HEALTH
 #include "tcp.h"
 #endif
+#ifndef WEFT_XDP
+#include "dns.h"
+#endif
 
 static __always_inline __u32 frame_ifindex(frame_t *ctx)
 {
@@ -52,6 +55,9 @@ static __always_inline void observe(frame_t *ctx, int hook)
 	l->seen[hook - 1].packets += packets;
 	l->seen[hook - 1].bytes += bytes;
 	if (likely(verdict == WEFT_PARSED)) {
+#ifndef WEFT_XDP
+		watch_dns(ctx, &p);
+#endif
 		slot = add_flow(ctx, &p, cpu, packets, bytes);
 		if (likely(slot >= 0)) {
 #ifdef WEFT_HEALTH

@@ -62,6 +62,7 @@ struct packet {
 	__u8 ttl;
 	__u8 options; /* bytes of them in the TCP header */
 	__u8 dir;     /* which side of its connection sent it */
+	__u8 later;   /* a later fragment: there is no transport header at l4 */
 };
 
 const volatile struct flow_config config = {};
@@ -211,6 +212,7 @@ __noinline int join_fragment(struct packet *p, __u32 id, __u8 proto, __u8 kind)
 
 	if (!p)
 		return 0;
+	p->later = 1;
 	frag_key_of(&k, p, id, proto);
 	first = bpf_map_lookup_elem(&fragments, &k);
 	if (first)

@@ -43,6 +43,7 @@ type agent struct {
 	otlp    *exporter.OTLP  // nil: no endpoint
 	printer *exporter.Print // nil: no -print
 	drops   *exporter.Drops // nil: not traced
+	dns     *exporter.DNS   // nil: not read
 	sinks   []flows.Sink    // those that are there of the three
 	socket  *exporter.Server
 	web     *exporter.Web // nil: listen.http is off
@@ -126,6 +127,10 @@ func (a *agent) listenHTTP() (err error) {
 		a.drops = &exporter.Drops{Name: a.device}
 		extra = append(extra, a.drops)
 	}
+	if a.cfg.Dataplane.DNS {
+		a.dns = &exporter.DNS{}
+		extra = append(extra, a.dns)
+	}
 	if a.otlp != nil {
 		extra = append(extra, a.otlp)
 	}
@@ -172,6 +177,9 @@ func (a *agent) work(ctx context.Context) error {
 			w, done := a.table.Fold(b)
 			a.watch(&b)
 			if done {
+				if a.dns != nil {
+					a.dns.Set(w.DNS)
+				}
 				a.deliver(w)
 			}
 		}

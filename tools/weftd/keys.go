@@ -64,6 +64,7 @@ var keys = []key{
 		choice[dataplane.Hooks]{"auto", dataplane.HooksAuto}, choice[dataplane.Hooks]{"tcx", dataplane.HooksTCX}, choice[dataplane.Hooks]{"clsact", dataplane.HooksClsact}),
 	size("dataplane.max_memory", func(c *Config) *int { return &c.Dataplane.MaxMemory }, 2<<20, 1<<40),
 	word("dataplane.tcp", func(c *Config) *bool { return &c.Dataplane.TCP }, choice[bool]{"on", true}, choice[bool]{"off", false}),
+	word("dataplane.dns", func(c *Config) *bool { return &c.Dataplane.DNS }, choice[bool]{"off", false}, choice[bool]{"on", true}),
 	word("dataplane.drops", func(c *Config) *bool { return &c.Dataplane.Drops }, choice[bool]{"off", false}, choice[bool]{"on", true}),
 	number("dataplane.max_interfaces", func(c *Config) *int { return &c.Dataplane.MaxInterfaces }, 4, 8192),
 
