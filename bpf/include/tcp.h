@@ -105,7 +105,7 @@ __noinline int tcp_time(const struct packet *p, struct tcp_conv *c, __u64 ns, __
 __noinline int read_options(frame_t *ctx, __u32 off, __u32 bytes, struct tcp_line *l)
 {
 	__u32 most = bytes - 1, at = 0; /* an older verifier follows no more than this */
-	__u8 o[72] = {}; /* 40, and what index and length reach past it */
+	__u8 o[72] = {};		/* 40, and what index and length reach past it */
 
 	if (!l)
 		return 0;
