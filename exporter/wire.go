@@ -155,6 +155,7 @@ func ledgerToWire(l *flows.Ledger) *api.Ledger {
 	for _, a := range l.Sinks {
 		m.Sinks = append(m.Sinks, AccountToWire(a))
 	}
+	sourcesToWire(m, l)
 	return m
 }
 
@@ -169,6 +170,7 @@ func ledgerFromWire(m *api.Ledger) flows.Ledger {
 	for _, a := range m.GetSinks() {
 		l.Sinks = append(l.Sinks, AccountFromWire(a))
 	}
+	sourcesFromWire(&l, m)
 	return l
 }
 

@@ -189,6 +189,9 @@ func TestWireKeepsEveryFieldOfALedger(t *testing.T) {
 	for i := range full.Sinks {
 		full.Sinks[i].Name = "otlp" // ours, so always UTF-8
 	}
+	for i := range full.Sources {
+		full.Sources[i].Name = "drops"
+	}
 	for name, want := range map[string]flows.Ledger{"every field set": full, "zero": {}} {
 		encoded, err := proto.Marshal(ledgerToWire(&want))
 		if err != nil {

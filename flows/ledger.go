@@ -20,6 +20,9 @@ type Ledger struct {
 	GoneUnbalanced uint64
 	Made           uint64 // records
 	Sinks          []SinkAccount
+	Sources        []SourceAccount // those that are on
+	Devices        []DeviceDrops   // what devices say they dropped, as last read; in no sum
+	TCP            TCPAccount      // what measuring TCP left out; in no sum
 }
 
 // PointLedger is one point's account:
@@ -71,6 +74,9 @@ func (l Ledger) Check() error {
 	}
 	for _, s := range l.Sinks {
 		errs = append(errs, s.check(l.Made)...)
+	}
+	for _, s := range l.Sources {
+		errs = append(errs, s.check()...)
 	}
 	return errors.Join(errs...)
 }

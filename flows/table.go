@@ -55,8 +55,13 @@ type Table struct {
 	health   slab[TCPHealth] // of hops: at most one each
 	troubles slab[trouble]   // of conversations: at most one each
 	points   points
-	dns      dnsMatcher
-	times    []Latency // the kernel's, as they were last read
+
+	read    sources         // how far each source was read
+	sources []SourceAccount // of the last drain, as the next two
+	devices []DeviceDrops
+	left    TCPAccount
+	dns     dnsMatcher
+	times   []Latency // the kernel's, as they were last read
 
 	epoch  time.Time
 	now    int64  // the current batch: nanoseconds since epoch
@@ -118,6 +123,7 @@ func (t *Table) Fold(b Batch) (w Window, done bool) {
 	t.dropped(b.Drops)
 	t.dns.expire(b.Seen.DNS.Read, t.now)
 	t.points.account(b.Seen, t.drain)
+	t.sources, t.devices, t.left = t.read.account(&b.Seen), b.Seen.Devices, b.Seen.TCP
 	t.sweep()
 	w = t.window(b.At)
 	t.dns.sweep(t.now, 2*max(t.active, t.idle))
@@ -155,6 +161,7 @@ func (t *Table) clock(at time.Time) {
 // window hands the records away.
 func (t *Table) window(at time.Time) Window {
 	w := Window{End: at, Records: t.records, Ledger: t.points.ledger(at, t.made)}
+	w.Ledger.Sources, w.Ledger.Devices, w.Ledger.TCP = t.sources, t.devices, t.left
 	t.records, t.expect = nil, len(t.records)
 	return w
 }

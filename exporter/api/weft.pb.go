@@ -1672,6 +1672,11 @@ type Ledger struct {
 	Made           uint64                 `protobuf:"varint,4,opt,name=made,proto3" json:"made,omitempty"`
 	Sinks          []*SinkAccount         `protobuf:"bytes,5,rep,name=sinks,proto3" json:"sinks,omitempty"`
 	GoneUnbalanced uint64                 `protobuf:"varint,6,opt,name=gone_unbalanced,json=goneUnbalanced,proto3" json:"gone_unbalanced,omitempty"`
+	Sources        []*SourceAccount       `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"`
+	Devices        []*DeviceDrops         `protobuf:"bytes,8,rep,name=devices,proto3" json:"devices,omitempty"`
+	TcpUntracked   uint64                 `protobuf:"varint,9,opt,name=tcp_untracked,json=tcpUntracked,proto3" json:"tcp_untracked,omitempty"`     // packets
+	TcpOverflowed  uint64                 `protobuf:"varint,10,opt,name=tcp_overflowed,json=tcpOverflowed,proto3" json:"tcp_overflowed,omitempty"` // times
+	TcpLost        uint64                 `protobuf:"varint,11,opt,name=tcp_lost,json=tcpLost,proto3" json:"tcp_lost,omitempty"`                   // times
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1748,6 +1753,219 @@ func (x *Ledger) GetGoneUnbalanced() uint64 {
 	return 0
 }
 
+func (x *Ledger) GetSources() []*SourceAccount {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *Ledger) GetDevices() []*DeviceDrops {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *Ledger) GetTcpUntracked() uint64 {
+	if x != nil {
+		return x.TcpUntracked
+	}
+	return 0
+}
+
+func (x *Ledger) GetTcpOverflowed() uint64 {
+	if x != nil {
+		return x.TcpOverflowed
+	}
+	return 0
+}
+
+func (x *Ledger) GetTcpLost() uint64 {
+	if x != nil {
+		return x.TcpLost
+	}
+	return 0
+}
+
+// SourceAccount is flows.SourceAccount.
+type SourceAccount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Seen          uint64                 `protobuf:"varint,2,opt,name=seen,proto3" json:"seen,omitempty"`
+	Drained       uint64                 `protobuf:"varint,3,opt,name=drained,proto3" json:"drained,omitempty"`
+	Lost          uint64                 `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	Pending       uint64                 `protobuf:"varint,5,opt,name=pending,proto3" json:"pending,omitempty"`
+	Unaccounted   int64                  `protobuf:"zigzag64,6,opt,name=unaccounted,proto3" json:"unaccounted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SourceAccount) Reset() {
+	*x = SourceAccount{}
+	mi := &file_weft_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SourceAccount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SourceAccount) ProtoMessage() {}
+
+func (x *SourceAccount) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SourceAccount.ProtoReflect.Descriptor instead.
+func (*SourceAccount) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SourceAccount) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SourceAccount) GetSeen() uint64 {
+	if x != nil {
+		return x.Seen
+	}
+	return 0
+}
+
+func (x *SourceAccount) GetDrained() uint64 {
+	if x != nil {
+		return x.Drained
+	}
+	return 0
+}
+
+func (x *SourceAccount) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *SourceAccount) GetPending() uint64 {
+	if x != nil {
+		return x.Pending
+	}
+	return 0
+}
+
+func (x *SourceAccount) GetUnaccounted() int64 {
+	if x != nil {
+		return x.Unaccounted
+	}
+	return 0
+}
+
+// DeviceDrops is flows.DeviceDrops, in packets.
+type DeviceDrops struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            *Point                 `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	RxDropped     uint64                 `protobuf:"varint,2,opt,name=rx_dropped,json=rxDropped,proto3" json:"rx_dropped,omitempty"`
+	TxDropped     uint64                 `protobuf:"varint,3,opt,name=tx_dropped,json=txDropped,proto3" json:"tx_dropped,omitempty"`
+	RxMissed      uint64                 `protobuf:"varint,4,opt,name=rx_missed,json=rxMissed,proto3" json:"rx_missed,omitempty"`
+	RxFifo        uint64                 `protobuf:"varint,5,opt,name=rx_fifo,json=rxFifo,proto3" json:"rx_fifo,omitempty"`
+	TxFifo        uint64                 `protobuf:"varint,6,opt,name=tx_fifo,json=txFifo,proto3" json:"tx_fifo,omitempty"`
+	Qdisc         uint64                 `protobuf:"varint,7,opt,name=qdisc,proto3" json:"qdisc,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceDrops) Reset() {
+	*x = DeviceDrops{}
+	mi := &file_weft_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceDrops) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceDrops) ProtoMessage() {}
+
+func (x *DeviceDrops) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceDrops.ProtoReflect.Descriptor instead.
+func (*DeviceDrops) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *DeviceDrops) GetAt() *Point {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *DeviceDrops) GetRxDropped() uint64 {
+	if x != nil {
+		return x.RxDropped
+	}
+	return 0
+}
+
+func (x *DeviceDrops) GetTxDropped() uint64 {
+	if x != nil {
+		return x.TxDropped
+	}
+	return 0
+}
+
+func (x *DeviceDrops) GetRxMissed() uint64 {
+	if x != nil {
+		return x.RxMissed
+	}
+	return 0
+}
+
+func (x *DeviceDrops) GetRxFifo() uint64 {
+	if x != nil {
+		return x.RxFifo
+	}
+	return 0
+}
+
+func (x *DeviceDrops) GetTxFifo() uint64 {
+	if x != nil {
+		return x.TxFifo
+	}
+	return 0
+}
+
+func (x *DeviceDrops) GetQdisc() uint64 {
+	if x != nil {
+		return x.Qdisc
+	}
+	return 0
+}
+
 type PointLedger struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	At                 *Point                 `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
@@ -1766,7 +1984,7 @@ type PointLedger struct {
 
 func (x *PointLedger) Reset() {
 	*x = PointLedger{}
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +1996,7 @@ func (x *PointLedger) String() string {
 func (*PointLedger) ProtoMessage() {}
 
 func (x *PointLedger) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +2009,7 @@ func (x *PointLedger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointLedger.ProtoReflect.Descriptor instead.
 func (*PointLedger) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{18}
+	return file_weft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PointLedger) GetAt() *Point {
@@ -1877,7 +2095,7 @@ type Point struct {
 
 func (x *Point) Reset() {
 	*x = Point{}
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +2107,7 @@ func (x *Point) String() string {
 func (*Point) ProtoMessage() {}
 
 func (x *Point) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2120,7 @@ func (x *Point) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Point.ProtoReflect.Descriptor instead.
 func (*Point) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{19}
+	return file_weft_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Point) GetNetns() uint64 {
@@ -1950,7 +2168,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2180,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2193,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{20}
+	return file_weft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Skipped) GetReason() string {
@@ -2005,7 +2223,7 @@ type SinkAccount struct {
 
 func (x *SinkAccount) Reset() {
 	*x = SinkAccount{}
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2235,7 @@ func (x *SinkAccount) String() string {
 func (*SinkAccount) ProtoMessage() {}
 
 func (x *SinkAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2248,7 @@ func (x *SinkAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkAccount.ProtoReflect.Descriptor instead.
 func (*SinkAccount) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{21}
+	return file_weft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SinkAccount) GetName() string {
@@ -2082,7 +2300,7 @@ type TopRequest struct {
 
 func (x *TopRequest) Reset() {
 	*x = TopRequest{}
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2094,7 +2312,7 @@ func (x *TopRequest) String() string {
 func (*TopRequest) ProtoMessage() {}
 
 func (x *TopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2107,7 +2325,7 @@ func (x *TopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRequest.ProtoReflect.Descriptor instead.
 func (*TopRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{22}
+	return file_weft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TopRequest) GetBy() string {
@@ -2160,7 +2378,7 @@ type TopResponse struct {
 
 func (x *TopResponse) Reset() {
 	*x = TopResponse{}
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2390,7 @@ func (x *TopResponse) String() string {
 func (*TopResponse) ProtoMessage() {}
 
 func (x *TopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2403,7 @@ func (x *TopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
 func (*TopResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{23}
+	return file_weft_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TopResponse) GetStart() int64 {
@@ -2262,7 +2480,7 @@ type TopRow struct {
 
 func (x *TopRow) Reset() {
 	*x = TopRow{}
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2492,7 @@ func (x *TopRow) String() string {
 func (*TopRow) ProtoMessage() {}
 
 func (x *TopRow) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2505,7 @@ func (x *TopRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRow.ProtoReflect.Descriptor instead.
 func (*TopRow) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{24}
+	return file_weft_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TopRow) GetNetns() uint64 {
@@ -2459,7 +2677,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2689,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2702,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{25}
+	return file_weft_proto_rawDescGZIP(), []int{27}
 }
 
 // StatusResponse is the agent and its data plane as plain data.
@@ -2513,7 +2731,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_weft_proto_msgTypes[26]
+	mi := &file_weft_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2525,7 +2743,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[26]
+	mi := &file_weft_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2538,7 +2756,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{26}
+	return file_weft_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2670,7 +2888,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_weft_proto_msgTypes[27]
+	mi := &file_weft_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2682,7 +2900,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[27]
+	mi := &file_weft_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2695,7 +2913,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{27}
+	return file_weft_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Setting) GetKey() string {
@@ -2725,7 +2943,7 @@ type SinkStatus struct {
 
 func (x *SinkStatus) Reset() {
 	*x = SinkStatus{}
-	mi := &file_weft_proto_msgTypes[28]
+	mi := &file_weft_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2955,7 @@ func (x *SinkStatus) String() string {
 func (*SinkStatus) ProtoMessage() {}
 
 func (x *SinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[28]
+	mi := &file_weft_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +2968,7 @@ func (x *SinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStatus.ProtoReflect.Descriptor instead.
 func (*SinkStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{28}
+	return file_weft_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SinkStatus) GetAccount() *SinkAccount {
@@ -2798,7 +3016,7 @@ type MemoryUse struct {
 
 func (x *MemoryUse) Reset() {
 	*x = MemoryUse{}
-	mi := &file_weft_proto_msgTypes[29]
+	mi := &file_weft_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2810,7 +3028,7 @@ func (x *MemoryUse) String() string {
 func (*MemoryUse) ProtoMessage() {}
 
 func (x *MemoryUse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[29]
+	mi := &file_weft_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2823,7 +3041,7 @@ func (x *MemoryUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryUse.ProtoReflect.Descriptor instead.
 func (*MemoryUse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{29}
+	return file_weft_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MemoryUse) GetName() string {
@@ -2851,7 +3069,7 @@ type PointStatus struct {
 
 func (x *PointStatus) Reset() {
 	*x = PointStatus{}
-	mi := &file_weft_proto_msgTypes[30]
+	mi := &file_weft_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2863,7 +3081,7 @@ func (x *PointStatus) String() string {
 func (*PointStatus) ProtoMessage() {}
 
 func (x *PointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[30]
+	mi := &file_weft_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2876,7 +3094,7 @@ func (x *PointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointStatus.ProtoReflect.Descriptor instead.
 func (*PointStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{30}
+	return file_weft_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PointStatus) GetAt() *Point {
@@ -2913,7 +3131,7 @@ type ProgramStatus struct {
 
 func (x *ProgramStatus) Reset() {
 	*x = ProgramStatus{}
-	mi := &file_weft_proto_msgTypes[31]
+	mi := &file_weft_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2925,7 +3143,7 @@ func (x *ProgramStatus) String() string {
 func (*ProgramStatus) ProtoMessage() {}
 
 func (x *ProgramStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[31]
+	mi := &file_weft_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2938,7 +3156,7 @@ func (x *ProgramStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgramStatus.ProtoReflect.Descriptor instead.
 func (*ProgramStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{31}
+	return file_weft_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProgramStatus) GetName() string {
@@ -2987,7 +3205,7 @@ type Capability struct {
 
 func (x *Capability) Reset() {
 	*x = Capability{}
-	mi := &file_weft_proto_msgTypes[32]
+	mi := &file_weft_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2999,7 +3217,7 @@ func (x *Capability) String() string {
 func (*Capability) ProtoMessage() {}
 
 func (x *Capability) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[32]
+	mi := &file_weft_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3012,7 +3230,7 @@ func (x *Capability) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capability.ProtoReflect.Descriptor instead.
 func (*Capability) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{32}
+	return file_weft_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Capability) GetName() string {
@@ -3049,7 +3267,7 @@ type DrainStatus struct {
 
 func (x *DrainStatus) Reset() {
 	*x = DrainStatus{}
-	mi := &file_weft_proto_msgTypes[33]
+	mi := &file_weft_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3061,7 +3279,7 @@ func (x *DrainStatus) String() string {
 func (*DrainStatus) ProtoMessage() {}
 
 func (x *DrainStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[33]
+	mi := &file_weft_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3074,7 +3292,7 @@ func (x *DrainStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainStatus.ProtoReflect.Descriptor instead.
 func (*DrainStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{33}
+	return file_weft_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DrainStatus) GetDrains() uint64 {
@@ -3280,14 +3498,37 @@ const file_weft_proto_rawDesc = "" +
 	"\x06ledger\x18\x01 \x01(\v2\x13.weft.api.v1.LedgerR\x06ledger\"7\n" +
 	"\x05Count\x12\x18\n" +
 	"\apackets\x18\x01 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xe5\x01\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xb6\x03\n" +
 	"\x06Ledger\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\x10R\x02at\x120\n" +
 	"\x06points\x18\x02 \x03(\v2\x18.weft.api.v1.PointLedgerR\x06points\x12,\n" +
 	"\x04gone\x18\x03 \x01(\v2\x18.weft.api.v1.PointLedgerR\x04gone\x12\x12\n" +
 	"\x04made\x18\x04 \x01(\x04R\x04made\x12.\n" +
 	"\x05sinks\x18\x05 \x03(\v2\x18.weft.api.v1.SinkAccountR\x05sinks\x12'\n" +
-	"\x0fgone_unbalanced\x18\x06 \x01(\x04R\x0egoneUnbalanced\"\xbe\x03\n" +
+	"\x0fgone_unbalanced\x18\x06 \x01(\x04R\x0egoneUnbalanced\x124\n" +
+	"\asources\x18\a \x03(\v2\x1a.weft.api.v1.SourceAccountR\asources\x122\n" +
+	"\adevices\x18\b \x03(\v2\x18.weft.api.v1.DeviceDropsR\adevices\x12#\n" +
+	"\rtcp_untracked\x18\t \x01(\x04R\ftcpUntracked\x12%\n" +
+	"\x0etcp_overflowed\x18\n" +
+	" \x01(\x04R\rtcpOverflowed\x12\x19\n" +
+	"\btcp_lost\x18\v \x01(\x04R\atcpLost\"\xa1\x01\n" +
+	"\rSourceAccount\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04seen\x18\x02 \x01(\x04R\x04seen\x12\x18\n" +
+	"\adrained\x18\x03 \x01(\x04R\adrained\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\x04R\x04lost\x12\x18\n" +
+	"\apending\x18\x05 \x01(\x04R\apending\x12 \n" +
+	"\vunaccounted\x18\x06 \x01(\x12R\vunaccounted\"\xd4\x01\n" +
+	"\vDeviceDrops\x12\"\n" +
+	"\x02at\x18\x01 \x01(\v2\x12.weft.api.v1.PointR\x02at\x12\x1d\n" +
+	"\n" +
+	"rx_dropped\x18\x02 \x01(\x04R\trxDropped\x12\x1d\n" +
+	"\n" +
+	"tx_dropped\x18\x03 \x01(\x04R\ttxDropped\x12\x1b\n" +
+	"\trx_missed\x18\x04 \x01(\x04R\brxMissed\x12\x17\n" +
+	"\arx_fifo\x18\x05 \x01(\x04R\x06rxFifo\x12\x17\n" +
+	"\atx_fifo\x18\x06 \x01(\x04R\x06txFifo\x12\x14\n" +
+	"\x05qdisc\x18\a \x01(\x04R\x05qdisc\"\xbe\x03\n" +
 	"\vPointLedger\x12\"\n" +
 	"\x02at\x18\x01 \x01(\v2\x12.weft.api.v1.PointR\x02at\x12&\n" +
 	"\x04seen\x18\x02 \x01(\v2\x12.weft.api.v1.CountR\x04seen\x12$\n" +
@@ -3433,7 +3674,7 @@ func file_weft_proto_rawDescGZIP() []byte {
 	return file_weft_proto_rawDescData
 }
 
-var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_weft_proto_goTypes = []any{
 	(*ObserveRequest)(nil),  // 0: weft.api.v1.ObserveRequest
 	(*Cursor)(nil),          // 1: weft.api.v1.Cursor
@@ -3453,23 +3694,25 @@ var file_weft_proto_goTypes = []any{
 	(*LedgerResponse)(nil),  // 15: weft.api.v1.LedgerResponse
 	(*Count)(nil),           // 16: weft.api.v1.Count
 	(*Ledger)(nil),          // 17: weft.api.v1.Ledger
-	(*PointLedger)(nil),     // 18: weft.api.v1.PointLedger
-	(*Point)(nil),           // 19: weft.api.v1.Point
-	(*Skipped)(nil),         // 20: weft.api.v1.Skipped
-	(*SinkAccount)(nil),     // 21: weft.api.v1.SinkAccount
-	(*TopRequest)(nil),      // 22: weft.api.v1.TopRequest
-	(*TopResponse)(nil),     // 23: weft.api.v1.TopResponse
-	(*TopRow)(nil),          // 24: weft.api.v1.TopRow
-	(*StatusRequest)(nil),   // 25: weft.api.v1.StatusRequest
-	(*StatusResponse)(nil),  // 26: weft.api.v1.StatusResponse
-	(*Setting)(nil),         // 27: weft.api.v1.Setting
-	(*SinkStatus)(nil),      // 28: weft.api.v1.SinkStatus
-	(*MemoryUse)(nil),       // 29: weft.api.v1.MemoryUse
-	(*PointStatus)(nil),     // 30: weft.api.v1.PointStatus
-	(*ProgramStatus)(nil),   // 31: weft.api.v1.ProgramStatus
-	(*Capability)(nil),      // 32: weft.api.v1.Capability
-	(*DrainStatus)(nil),     // 33: weft.api.v1.DrainStatus
-	nil,                     // 34: weft.api.v1.SinkAccount.LostEntry
+	(*SourceAccount)(nil),   // 18: weft.api.v1.SourceAccount
+	(*DeviceDrops)(nil),     // 19: weft.api.v1.DeviceDrops
+	(*PointLedger)(nil),     // 20: weft.api.v1.PointLedger
+	(*Point)(nil),           // 21: weft.api.v1.Point
+	(*Skipped)(nil),         // 22: weft.api.v1.Skipped
+	(*SinkAccount)(nil),     // 23: weft.api.v1.SinkAccount
+	(*TopRequest)(nil),      // 24: weft.api.v1.TopRequest
+	(*TopResponse)(nil),     // 25: weft.api.v1.TopResponse
+	(*TopRow)(nil),          // 26: weft.api.v1.TopRow
+	(*StatusRequest)(nil),   // 27: weft.api.v1.StatusRequest
+	(*StatusResponse)(nil),  // 28: weft.api.v1.StatusResponse
+	(*Setting)(nil),         // 29: weft.api.v1.Setting
+	(*SinkStatus)(nil),      // 30: weft.api.v1.SinkStatus
+	(*MemoryUse)(nil),       // 31: weft.api.v1.MemoryUse
+	(*PointStatus)(nil),     // 32: weft.api.v1.PointStatus
+	(*ProgramStatus)(nil),   // 33: weft.api.v1.ProgramStatus
+	(*Capability)(nil),      // 34: weft.api.v1.Capability
+	(*DrainStatus)(nil),     // 35: weft.api.v1.DrainStatus
+	nil,                     // 36: weft.api.v1.SinkAccount.LostEntry
 }
 var file_weft_proto_depIdxs = []int32{
 	2,  // 0: weft.api.v1.ObserveRequest.terms:type_name -> weft.api.v1.Term
@@ -3489,44 +3732,47 @@ var file_weft_proto_depIdxs = []int32{
 	9,  // 14: weft.api.v1.DNS.questions:type_name -> weft.api.v1.DNSQuestion
 	13, // 15: weft.api.v1.Entity.labels:type_name -> weft.api.v1.Label
 	17, // 16: weft.api.v1.LedgerResponse.ledger:type_name -> weft.api.v1.Ledger
-	18, // 17: weft.api.v1.Ledger.points:type_name -> weft.api.v1.PointLedger
-	18, // 18: weft.api.v1.Ledger.gone:type_name -> weft.api.v1.PointLedger
-	21, // 19: weft.api.v1.Ledger.sinks:type_name -> weft.api.v1.SinkAccount
-	19, // 20: weft.api.v1.PointLedger.at:type_name -> weft.api.v1.Point
-	16, // 21: weft.api.v1.PointLedger.seen:type_name -> weft.api.v1.Count
-	16, // 22: weft.api.v1.PointLedger.gso:type_name -> weft.api.v1.Count
-	16, // 23: weft.api.v1.PointLedger.flows:type_name -> weft.api.v1.Count
-	16, // 24: weft.api.v1.PointLedger.recorded:type_name -> weft.api.v1.Count
-	16, // 25: weft.api.v1.PointLedger.open:type_name -> weft.api.v1.Count
-	20, // 26: weft.api.v1.PointLedger.skipped:type_name -> weft.api.v1.Skipped
-	16, // 27: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
-	16, // 28: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
-	34, // 29: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
-	2,  // 30: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
-	24, // 31: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
-	24, // 32: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
-	27, // 33: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
-	28, // 34: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
-	29, // 35: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
-	30, // 36: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
-	31, // 37: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
-	32, // 38: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
-	33, // 39: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
-	21, // 40: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
-	19, // 41: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
-	0,  // 42: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
-	14, // 43: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
-	22, // 44: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
-	25, // 45: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
-	3,  // 46: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
-	15, // 47: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
-	23, // 48: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
-	26, // 49: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
-	46, // [46:50] is the sub-list for method output_type
-	42, // [42:46] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	20, // 17: weft.api.v1.Ledger.points:type_name -> weft.api.v1.PointLedger
+	20, // 18: weft.api.v1.Ledger.gone:type_name -> weft.api.v1.PointLedger
+	23, // 19: weft.api.v1.Ledger.sinks:type_name -> weft.api.v1.SinkAccount
+	18, // 20: weft.api.v1.Ledger.sources:type_name -> weft.api.v1.SourceAccount
+	19, // 21: weft.api.v1.Ledger.devices:type_name -> weft.api.v1.DeviceDrops
+	21, // 22: weft.api.v1.DeviceDrops.at:type_name -> weft.api.v1.Point
+	21, // 23: weft.api.v1.PointLedger.at:type_name -> weft.api.v1.Point
+	16, // 24: weft.api.v1.PointLedger.seen:type_name -> weft.api.v1.Count
+	16, // 25: weft.api.v1.PointLedger.gso:type_name -> weft.api.v1.Count
+	16, // 26: weft.api.v1.PointLedger.flows:type_name -> weft.api.v1.Count
+	16, // 27: weft.api.v1.PointLedger.recorded:type_name -> weft.api.v1.Count
+	16, // 28: weft.api.v1.PointLedger.open:type_name -> weft.api.v1.Count
+	22, // 29: weft.api.v1.PointLedger.skipped:type_name -> weft.api.v1.Skipped
+	16, // 30: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
+	16, // 31: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
+	36, // 32: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
+	2,  // 33: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
+	26, // 34: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
+	26, // 35: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
+	29, // 36: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
+	30, // 37: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
+	31, // 38: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
+	32, // 39: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
+	33, // 40: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
+	34, // 41: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
+	35, // 42: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
+	23, // 43: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
+	21, // 44: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
+	0,  // 45: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
+	14, // 46: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
+	24, // 47: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
+	27, // 48: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
+	3,  // 49: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
+	15, // 50: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
+	25, // 51: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
+	28, // 52: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
+	49, // [49:53] is the sub-list for method output_type
+	45, // [45:49] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_weft_proto_init() }
@@ -3540,7 +3786,7 @@ func file_weft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_proto_rawDesc), len(file_weft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

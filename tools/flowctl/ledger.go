@@ -27,6 +27,9 @@ func newLedger(g *global) *cobra.Command {
 
   packets seen  = in flows + skipped[reason] + still in the table   at every point
   records made  = acknowledged + waiting + lost[reason]             at every sink
+  drops, DNS    = drained + lost + pending                          where they are read
+
+What devices and their queues say they dropped is shown beside it, and is in no sum.
 
 Exits 1 when they do not add up.`,
 		Example: `  flowctl ledger
@@ -87,6 +90,9 @@ func (g *global) ledgerTable(l *flows.Ledger) error {
 		t.add(g.ledgerRow(&points[i], i == len(l.Points))...)
 	}
 	if err := t.write(g.stdout); err != nil {
+		return err
+	}
+	if err := g.sourceTables(l); err != nil {
 		return err
 	}
 	fmt.Fprintln(g.stdout)
@@ -154,14 +160,18 @@ func ledgerDocument(l *flows.Ledger) any {
 		Lost         map[string]uint64 `json:"lost"`
 	}
 	doc := struct {
-		At       time.Time       `json:"at"`
-		Balanced bool            `json:"balanced"`
-		Why      string          `json:"why,omitempty"`
-		Points   []pointDocument `json:"points"`
-		Gone     *pointDocument  `json:"gone,omitempty"`
-		Records  records         `json:"records"`
-		Sinks    []sink          `json:"sinks"`
+		At       time.Time        `json:"at"`
+		Balanced bool             `json:"balanced"`
+		Why      string           `json:"why,omitempty"`
+		Points   []pointDocument  `json:"points"`
+		Gone     *pointDocument   `json:"gone,omitempty"`
+		Records  records          `json:"records"`
+		Sinks    []sink           `json:"sinks"`
+		Sources  []sourceDocument `json:"sources,omitempty"`
+		Devices  []deviceDocument `json:"devices,omitempty"`
+		TCP      *tcpDocument     `json:"tcp,omitempty"`
 	}{At: l.At, Balanced: true, Points: []pointDocument{}, Sinks: []sink{}}
+	doc.Sources, doc.Devices, doc.TCP = sourceDocuments(l)
 	if err := l.Check(); err != nil {
 		doc.Balanced, doc.Why = false, err.Error()
 	}
