@@ -78,6 +78,16 @@ func TestLayoutsArePinned(t *testing.T) {
 		"drop_count.last":     {unsafe.Offsetof(dc.Last), 88},
 		"drop_seen":           {unsafe.Sizeof(DropDropSeen{}), 32},
 		"drop_config":         {unsafe.Sizeof(DropDropConfig{}), 72},
+		"socket_key":          {unsafe.Sizeof(SocketSocketKey{}), 48},
+		"socket_key.key":      {unsafe.Sizeof(SocketSocketKey{}.Key), unsafe.Sizeof(key)},
+		"socket_key.kind":     {unsafe.Offsetof(SocketSocketKey{}.Key.Kind), unsafe.Offsetof(key.Kind)},
+		"socket_key.netns":    {unsafe.Offsetof(SocketSocketKey{}.Netns), 40},
+		"socket_count":        {unsafe.Sizeof(SocketSocketCount{}), 72},
+		"socket_count.events": {unsafe.Offsetof(SocketSocketCount{}.Events), 16},
+		"socket_count.error":  {unsafe.Offsetof(SocketSocketCount{}.Error), 36},
+		"socket_count.owner":  {unsafe.Offsetof(SocketSocketCount{}.Owner), 40},
+		"socket_owner.comm":   {unsafe.Offsetof(SocketSocketOwner{}.Comm), 12},
+		"socket_seen":         {unsafe.Sizeof(SocketSocketSeen{}), 32},
 		"symbol":              {unsafe.Sizeof(DropSymbol{}), 128},
 		"slots of a bucket":   {unsafe.Sizeof(FlowFlowBucket{}), 64 * uintptr(FlowWeftLimitsWEFT_WAYS)},
 		"cold of a bucket":    {unsafe.Sizeof(FlowColdBucket{}), 32 * uintptr(FlowWeftLimitsWEFT_WAYS)},
@@ -94,7 +104,7 @@ func TestLayoutsArePinned(t *testing.T) {
 // younger, no kernel function, no map type or flag that it lacks.
 func TestObjectsAskForNothingNew(t *testing.T) {
 	const youngest = 177 // bpf_get_func_arg_cnt and later came after 5.15
-	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){"flow": LoadFlow, "health": LoadHealth, "flow_hash": LoadFlowHash, "xdp": LoadXdp, "drop": LoadDrop} {
+	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){"flow": LoadFlow, "health": LoadHealth, "flow_hash": LoadFlowHash, "xdp": LoadXdp, "drop": LoadDrop, "socket": LoadSocket} {
 		spec, err := load()
 		if err != nil {
 			t.Fatal(err)

@@ -193,7 +193,8 @@ type FlowTcpConv struct {
 	GapEnd [2]uint32
 	GapNs  [2]uint64
 	ZeroNs [2]uint64
-	Opener uint64
+	GapId  [2]uint16
+	Opener uint32
 }
 
 type FlowTcpLine struct {

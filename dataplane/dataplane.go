@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -50,6 +51,7 @@ type Dataplane struct {
 	drops *drops     // nil: not traced
 	times *latencies // nil: TCP is not measured
 	dns   *dns       // nil: not read
+	socks *sockets   // nil: not asked
 
 	points  pointTable
 	spaces  *spaces
@@ -113,6 +115,10 @@ func (d *Dataplane) open() error {
 			return err
 		}
 	}
+	d.openSockets()
+	if d.opts.Drops || d.opts.Sockets {
+		debug.FreeOSMemory() // the kernel's BTF was read: some 12 MiB that nobody needs again
+	}
 	return nil
 }
 
@@ -124,6 +130,17 @@ func (d *Dataplane) openDrops() {
 	var err error
 	if d.drops, err = openDrops(d.objs.size.drops, d.points.domainOf); err != nil {
 		d.turnOff(Capability{Name: "drop tracing", Needs: dropsNeed, Err: err.Error()})
+	}
+}
+
+// openSockets asks sockets if asked to and the kernel can.
+func (d *Dataplane) openSockets() {
+	if !d.opts.Sockets {
+		return
+	}
+	var err error
+	if d.socks, err = openSockets(d.objs.size.sockets, d.turnOff); err != nil {
+		d.turnOff(Capability{Name: "sockets", Needs: socketsNeed, Err: err.Error()})
 	}
 }
 
@@ -158,6 +175,9 @@ func (d *Dataplane) Run(ctx context.Context, out chan<- flows.Batch) error {
 	if d.drops != nil {
 		err = d.drops.detach()
 	}
+	if d.socks != nil {
+		err = errors.Join(err, d.socks.detach())
+	}
 	err = errors.Join(err, d.spaces.detachAll())
 	return errors.Join(err, d.drainAll(out, true))
 }
@@ -184,6 +204,8 @@ func (d *Dataplane) drainAll(out chan<- flows.Batch, last bool) error {
 	if err != nil {
 		return err
 	}
+	// First: the packets of what sockets tell are then in the table, or were before.
+	told, byEvents := d.drainSockets(now)
 	acct := d.points.begin(last)
 	e := d.emitter(now, out)
 	res, err := d.table.drain(e)
@@ -191,7 +213,7 @@ func (d *Dataplane) drainAll(out chan<- flows.Batch, last bool) error {
 		return fmt.Errorf("drain the flow table: %w", err)
 	}
 	e.flush()
-	seen := flows.Account{At: now.wall, Points: acct.end()}
+	seen := flows.Account{At: now.wall, Points: acct.end(), Sockets: byEvents}
 	var dropped []flows.DropSample
 	if d.drops != nil {
 		if dropped, seen.Drops, err = d.drops.drain(now); err != nil {
@@ -215,7 +237,7 @@ func (d *Dataplane) drainAll(out chan<- flows.Batch, last bool) error {
 		Drains: prev.Drains + 1, Live: res.live, Used: res.used,
 		Evictions: prev.Evictions + res.evictions, Last: time.Since(start),
 	})
-	out <- flows.Batch{At: now.wall, Final: true, Drops: dropped, DNS: asked, Latencies: d.readTimes(now, last), Seen: seen}
+	out <- flows.Batch{At: now.wall, Final: true, Drops: dropped, DNS: asked, Sockets: told, Latencies: d.readTimes(now, last), Seen: seen}
 	d.points.forget(acct)
 	return nil
 }
@@ -231,6 +253,17 @@ func (d *Dataplane) readTimes(now instant, last bool) []flows.Latency {
 		d.turnOff(Capability{Name: "latency histograms", Needs: "batch reads of hash maps (Linux 5.14)", Err: err.Error()})
 	}
 	return all
+}
+
+func (d *Dataplane) drainSockets(now instant) ([]flows.SocketSample, flows.SocketAccount) {
+	if d.socks == nil {
+		return nil, flows.SocketAccount{}
+	}
+	told, acct, err := d.socks.drain(now, d.spaces.domainOf)
+	if err != nil {
+		d.turnOff(Capability{Name: "sockets", Needs: socketsNeed, Err: err.Error()})
+	}
+	return told, acct
 }
 
 // emitter collects samples and sends them in batches of batchSamples.
@@ -291,6 +324,9 @@ func (d *Dataplane) Close() error {
 	if d.spaces != nil {
 		errs = append(errs, d.spaces.close())
 	}
+	if d.socks != nil {
+		errs = append(errs, d.socks.close())
+	}
 	if d.drops != nil {
 		errs = append(errs, d.drops.close())
 	}
@@ -317,7 +353,11 @@ func (d *Dataplane) turnOff(c Capability) {
 		return
 	}
 	d.off[c.Name] = c
-	d.log.Warn("capability off", "probe", c.Name, "needs", c.Needs, "err", c.Err)
+	level := slog.LevelWarn
+	if c.later {
+		level = slog.LevelInfo
+	}
+	d.log.Log(context.Background(), level, "capability off", "probe", c.Name, "needs", c.Needs, "err", c.Err)
 }
 
 // capabilities that loading and attaching take, by their bits.

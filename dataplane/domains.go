@@ -103,4 +103,13 @@ func (a *spaces) setDomains(domains map[uint64]uint64) {
 	for c, s := range a.byCookie {
 		s.domain.Store(domains[c])
 	}
+	a.domains.Store(&domains)
+}
+
+// domainOf is the domain of a namespace; 0: it is not watched.
+func (a *spaces) domainOf(netns uint64) uint64 {
+	if domains := a.domains.Load(); domains != nil {
+		return (*domains)[netns]
+	}
+	return 0
 }

@@ -31,6 +31,9 @@ func nsChild(role string) int {
 		_, _ = io.Copy(io.Discard, os.Stdin) // until it ends
 		return 0
 	}
+	if os.Getenv(sockEnv) != "" {
+		return nsSay(sockChild(role))
+	}
 	hooks, end, _ := strings.Cut(role, "/")
 	d, err := Open(Options{Hooks: Hooks(hooks), Interfaces: []string{"w*"}})
 	if err != nil {

@@ -262,7 +262,10 @@ func (n *delayed) check(t *testing.T, d time.Duration) {
 	}
 	sent := n.client.snmp("RetransSegs") + n.server.snmp("RetransSegs")
 	count := int(min(60, max(8, time.Second/(3*d))))
-	const opened = 5
+	opened := uint64(5)
+	if d < 20*time.Millisecond {
+		opened = 31
+	}
 	for range opened - 1 {
 		n.pingPong(t, 1)
 	}
@@ -404,8 +407,8 @@ func TestRetransmitsAreWhatTheSenderCounts(t *testing.T) {
 			if got.Retransmits != sent {
 				t.Errorf("retransmitted: got %d, the sender counted %d", got.Retransmits, sent)
 			}
-			// two CPUs send, and one that stands still lets the other's segments pass: rarely
-			if got.Lost+got.OutOfOrder > 4<<20/1448/100 {
+			// two CPUs send, and one that stands still lets the other's segments pass
+			if got.Lost != 0 || got.OutOfOrder > 4<<20/1448/10 {
 				t.Errorf("nothing is lost before the host, and little reordered: got %+v", got)
 			}
 			if loss != [2]int32{} && sent == 0 {

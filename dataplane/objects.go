@@ -48,6 +48,8 @@ type sizes struct {
 	drops  int // entries of each set of drops; 0: not traced
 	tcp    bool
 	dns    int // bytes of the ring of DNS packets; 0: off
+
+	sockets int // entries of each set of what sockets told; 0: not asked
 }
 
 // sizeFor picks the partition size for the machine: counters first, then the
@@ -73,6 +75,12 @@ func sizeFor(o *Options, cpus int) sizes {
 	for s.drops > 64 && s.dropSets() > o.MaxMemory/8 {
 		s.drops /= 2
 	}
+	if o.Sockets {
+		s.sockets = socketEntries
+	}
+	for s.sockets > 64 && s.socketSets() > o.MaxMemory/8 {
+		s.sockets /= 2
+	}
 	s.slots = ceilPow2(max(o.Slots/cpus, min(o.Slots, leastSlots), bucketSize))
 	for s.slots > bucketSize && s.total() > o.MaxMemory {
 		s.slots /= 2
@@ -83,7 +91,7 @@ func sizeFor(o *Options, cpus int) sizes {
 func (s sizes) counters() int { return s.places * (s.cpus*placeBytes + s.shards*hooks*rareBytes) }
 
 func (s sizes) total() int {
-	return s.cpus*s.slots*(slotBytes+coldBytes) + s.counters() + s.ring + fragBytes + s.dropSets() + s.tcpTables() + s.dns
+	return s.cpus*s.slots*(slotBytes+coldBytes) + s.counters() + s.ring + fragBytes + s.dropSets() + s.tcpTables() + s.dns + s.socketSets()
 }
 
 // tcpTables is the size of what measures TCP: 0 when it is off.
@@ -106,6 +114,15 @@ func (s sizes) dropSets() int {
 		return 0
 	}
 	return 2 * (s.drops + overflowEntries) * dropBytes
+}
+
+// socketSets is the size of both sets of what sockets told, of both of their
+// overflow, and of the owners.
+func (s sizes) socketSets() int {
+	if s.sockets == 0 {
+		return 0
+	}
+	return 2*(s.sockets+socketOverflow)*socketBytes + s.sockets*socketOwners*ownerBytes
 }
 
 // hashEntries is the size of each of the fallback's two sets, in the same memory.

@@ -55,6 +55,10 @@ type Options struct {
 	// answers in them: [flows.Batch.DNS]. Off: false.
 	DNS bool
 
+	// Sockets asks the sockets of this host, in all namespaces, who owns them, what
+	// they sent again, and how they failed. Off: false.
+	Sockets bool
+
 	// Backend forces a flow table: BackendAuto, BackendSlots, BackendHash.
 	Backend Backend
 

@@ -21,6 +21,8 @@ type talk struct {
 	client, server uint32 // next sequence numbers
 	health         map[flows.Hook]*flows.TCPHealth
 	samples        map[flows.Hook]int
+	both           flows.Hook // every packet passes both hooks, this one first; 0: its own
+	id             uint16     // IPv4
 	tcpOptions     []byte
 }
 
@@ -57,6 +59,10 @@ func (k *talk) segment(fromClient bool, seq, ack uint32, flags byte, n int) {
 	}
 	h[12] = byte(len(h) / 4 << 4)
 	h = append(h, make([]byte, n)...)
+	hooks := []flows.Hook{hook}
+	if k.both != 0 {
+		hooks = []flows.Hook{k.both, flows.HookIngress + flows.HookEgress - k.both}
+	}
 	var ip, e []byte
 	if k.v6 {
 		ip, e = ip6(6, len(h)), ethIPv6
@@ -65,13 +71,15 @@ func (k *talk) segment(fromClient bool, seq, ack uint32, flags byte, n int) {
 			copy(ip[24:], srcV6[:])
 		}
 	} else {
-		ip, e = ip4(6, len(h)), ethIPv4
+		ip, e = ip4(6, len(h), func(h []byte) { binary.BigEndian.PutUint16(h[4:], k.id) }), ethIPv4
 		if !fromClient {
 			copy(ip[12:], dstV4[:])
 			copy(ip[16:], srcV4[:])
 		}
 	}
-	k.run(hook, frame(e, ip, h), 1, nil)
+	for _, hook := range hooks {
+		k.run(hook, frame(e, ip, h), 1, nil)
+	}
 }
 
 func (k *talk) fromClient(flags byte, n int) {
@@ -278,6 +286,29 @@ func TestGapsAreReorderingWhenSoonAndLossWhenLate(t *testing.T) {
 	k.counts(flows.HookIngress, flows.TCPHealth{OutOfOrder: 1, Lost: 1})
 }
 
+// A sender that numbers its packets tells reordering from loss, however soon or late.
+func TestPacketNumbersTellReorderingFromLoss(t *testing.T) {
+	k := newTalk(t, false)
+	k.id = 0xfffe // the numbers wrap
+	k.open(0, 0)
+	at := k.client
+	send := func(segment uint32, id uint16) {
+		k.id = id
+		k.segment(true, at+1000*segment, k.server, flows.FlagACK, 1000)
+	}
+	send(1, 3)
+	time.Sleep(20 * time.Millisecond)
+	send(0, 2) // late, and yet the first time
+	send(2, 4)
+	send(4, 6)
+	send(6, 8)
+	send(5, 7)
+	send(3, 9) // soon, and yet again
+	send(7, 10)
+	k.sum()
+	k.counts(flows.HookIngress, flows.TCPHealth{OutOfOrder: 2, Lost: 1})
+}
+
 func TestKeepAlivesAndWindowProbesAreNoRetransmits(t *testing.T) {
 	k := newTalk(t, false)
 	k.open(0, 0)
@@ -415,5 +446,37 @@ func TestServersWithoutRoomShareOneHistogram(t *testing.T) {
 	}
 	if want := uint64(2 * (times + more)); sum != want || overflow != acct.TCP.Overflowed || entries > times {
 		t.Errorf("got %d times in %d histograms, %d of them without a server; want %d in at most %d, and %d", sum, entries, overflow, want, times, acct.TCP.Overflowed)
+	}
+}
+
+// A packet that passes both hooks of a device, as on loopback or on a router with one
+// leg, is not sent twice, and it is timed once.
+func TestPacketsAtBothHooksAreReadOnce(t *testing.T) {
+	for name, first := range map[string]flows.Hook{"in and out": flows.HookIngress, "out and in": flows.HookEgress} {
+		t.Run(name, func(t *testing.T) {
+			k := newTalk(t, false)
+			k.both = first
+			k.open(5*time.Millisecond, 5*time.Millisecond)
+			for range 3 {
+				waitJiffies(t, k.harness, 2)
+				k.fromClient(flows.FlagACK, 100)
+				k.fromServer(flows.FlagACK, 100)
+			}
+			k.fromClient(flows.FlagACK|flows.FlagFIN, 0)
+			k.fromServer(flows.FlagACK|flows.FlagFIN, 0)
+			k.fromClient(flows.FlagACK, 0)
+			k.sum()
+			sum := flows.TCPHealth{}
+			for hook, h := range k.health {
+				k.counts(hook, flows.TCPHealth{})
+				sum.RTT.Count += h.RTT.Count
+				if (h.Handshake != 0) != (hook == first) {
+					t.Errorf("%s: handshake %s, want one at %s only", hook, h.Handshake, first)
+				}
+			}
+			if sum.RTT.Count != 8 { // three messages and a FIN each way
+				t.Errorf("round trips: got %d, want 8", sum.RTT.Count)
+			}
+		})
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -37,6 +38,7 @@ type spaces struct {
 	mu                  sync.Mutex
 	interfaces, exclude []string
 	byCookie            map[uint64]*space
+	domains             atomic.Pointer[map[uint64]uint64] // by cookie; read by the drain without the lock
 	detached            bool
 	attachErr           error      // of the last device that could not be watched
 	soon                bool       // devices that come now are attached by a filter first

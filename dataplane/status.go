@@ -56,6 +56,8 @@ type Capability struct {
 	Name  string // what is off
 	Needs string // the kernel feature, version or capability that is missing
 	Err   string // the kernel's answer
+
+	later bool // nothing is lost without it: what it tells is told later, by another
 }
 
 // DrainStatus is the cost of reading the table.
@@ -86,6 +88,9 @@ func (d *Dataplane) Status() Status {
 	}
 	if d.dns != nil {
 		s.Memory = append(s.Memory, d.dns.memory())
+	}
+	if d.socks != nil {
+		s.Memory = append(s.Memory, d.socks.memory())
 	}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
@@ -143,6 +148,9 @@ func (a *spaces) programs() []ProgramStatus {
 	}
 	if a.d.drops != nil {
 		out = append(out, a.d.drops.status())
+	}
+	if a.d.socks != nil {
+		out = append(out, a.d.socks.status()...)
 	}
 	slices.SortFunc(out, func(a, b ProgramStatus) int { return strings.Compare(a.Netns+a.Name, b.Netns+b.Name) })
 	return out

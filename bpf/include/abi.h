@@ -131,11 +131,11 @@ struct tcp_bucket {
 };
 
 enum weft_tcp_state {
-	WEFT_TCP_KNOWN = 1,  /* next is */
-	WEFT_TCP_SYN = 2,    /* isn is, and the probe is of the SYN while there is one */
-	WEFT_TCP_ZERO = 4,   /* the window is closed */
-	WEFT_TCP_GAP = 8,    /* next jumped: what is between gap and gap_end is missing */
-	WEFT_TCP_TWICE = 16, /* the SYN was sent more than once */
+	WEFT_TCP_KNOWN = 1,   /* next is */
+	WEFT_TCP_SYN = 2,     /* isn is, and the probe is of the SYN while there is one */
+	WEFT_TCP_ZERO = 4,    /* the window is closed */
+	WEFT_TCP_GAP = 8,     /* next jumped: what is between gap and gap_end is missing */
+	WEFT_TCP_EGRESS = 16, /* its packets are read at egress; else at ingress */
 };
 
 /* What one end of a connection sent. */
@@ -165,7 +165,8 @@ struct tcp_conv {
 	__u32 gap_end[2];
 	__u64 gap_ns[2];
 	__u64 zero_ns[2]; /* since when the window is closed */
-	__u64 opener;	  /* 1 + the side that sent the SYN; 0: not known */
+	__u16 gap_id[2];  /* IPv4 id of what came after the gap */
+	__u32 opener;	  /* 1 + the side that sent the SYN; 0: not known */
 };
 _Static_assert(sizeof(struct tcp_conv) == 128, "tcp_conv layout");
 
@@ -406,5 +407,71 @@ struct symbol {
 	char name[120];
 };
 _Static_assert(sizeof(struct symbol) == 128, "symbol layout");
+
+/* Which of the two current sets of what sockets told. */
+enum weft_socket {
+	WEFT_SOCKET_FLOWS = 0,
+	WEFT_SOCKET_OVERFLOW = 1,
+	WEFT_SOCKET_SETS = 2,
+};
+
+struct socket_key {
+	struct flow_key key; /* src is the socket's own end; point is 0 */
+	__u64 netns;	     /* cookie of the socket's namespace; 0: not known */
+};
+_Static_assert(sizeof(struct socket_key) == 48, "socket_key layout");
+
+/* The process that connected or accepted, or that closed what it had accepted. */
+struct socket_owner {
+	__u64 cgroup;  /* id of its cgroup v2 */
+	__u32 pid;     /* thread group id in the initial pid namespace; 0: not known */
+	char comm[16]; /* of the group's leader */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct socket_owner) == 32, "socket_owner layout");
+
+/* A TCP socket, from SYN-SENT or the end of the handshake to CLOSE. */
+struct socket_state {
+	struct socket_owner owner;
+	__u32 retransmitted; /* how much of tcp_sock.total_retrans was told */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct socket_state) == 40, "socket_state layout");
+
+/* CPUs share an entry and add atomically. */
+struct socket_count {
+	__u64 first_ns; /* CLOCK_MONOTONIC */
+	__u64 last_ns;
+	__u32 events; /* told in this entry: at most 10 s of them */
+	__u32 retransmits;
+	__u32 resets_sent;
+	__u32 resets_received;
+	__u32 queue_full;
+	__u16 error; /* errno when it closed; 0: none */
+	__u8 failed; /* it closed before it was connected */
+	__u8 pad;
+	struct socket_owner owner;
+};
+_Static_assert(sizeof(struct socket_count) == 72, "socket_count layout");
+
+/* Events, per CPU, cumulative. seen = in a set of flows + overflowed; lost is a part
+ * of overflowed.
+ */
+struct socket_seen {
+	__u64 seen;
+	__u64 overflowed;
+	__u64 lost;
+	__u64 unowned; /* sockets that had no room among those whose owner is known; not events */
+};
+_Static_assert(sizeof(struct socket_seen) == 32, "socket_seen layout");
+
+/* Set once before load, from the tracepoints' arguments in the kernel's BTF. */
+struct socket_config {
+	__u32 retransmit_tells_error; /* third argument of tcp_retransmit_skb (6.17) */
+	__u32 udp_tells_packet;	      /* third argument of udp_fail_queue_rcv_skb (6.10) */
+	__u32 accept_arguments;	      /* of inet_csk_accept: its result follows them */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct socket_config) == 16, "socket_config layout");
 
 #endif

@@ -65,7 +65,7 @@ static __always_inline void observe(frame_t *ctx, int hook)
 			    p.payload < MAX_PAYLOAD) {
 				p.slot = slot;
 				p.packets = packets;
-				watch_tcp(ctx, &p, l, place);
+				watch_tcp(ctx, &p, l, place, hook);
 			}
 #endif
 			return;

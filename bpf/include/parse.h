@@ -53,6 +53,7 @@ struct packet {
 	__u32 payload; /* bytes */
 	__u32 slot;    /* of the flow in all partitions */
 	__u16 window;
+	__u16 ip_id; /* IPv4, with TCP measured; network order */
 	__u16 point; /* in: where it was seen */
 	__u16 l3;    /* offset of an IPv6 header; else 0 */
 	__u16 l4;    /* offset of the transport header */
@@ -261,6 +262,10 @@ static __always_inline int parse_ipv4(frame_t *ctx, struct packet *p, __u32 off,
 	p->ttl = ip->ttl;
 	frag = bpf_ntohs(ip->frag_off);
 	id = ip->id;
+#ifdef WEFT_HEALTH
+	if (config.options & WEFT_OPTION_TCP)
+		p->ip_id = id;
+#endif
 	p->l4 = off + hlen;
 	if (likely(!(frag & (IP_MF | IP_OFFSET))))
 		return parse_transport(ctx, p, off + hlen, end, proto, WEFT_KIND_IPV4, how);

@@ -19,6 +19,8 @@
 
 #define REORDER_NS  3000000ULL /* what comes later was sent again, if the round trip is not known */
 #define MAX_PAYLOAD (1U << 24) /* more: the header says that it is longer than the packet */
+#define LEAST_NS    1000000ULL /* sooner may be a CPU that was late */
+#define ID_NEAR	    1024       /* ids further apart do not count up */
 #define STALE_NS    (1ULL << 37) /* a probe this old says nothing */
 
 struct {
@@ -145,6 +147,12 @@ __noinline int read_options(frame_t *ctx, __u32 off, __u32 bytes, struct tcp_lin
 	return 0;
 }
 
+/* WEFT_TCP_EGRESS if p is at egress */
+static __always_inline __u8 hook_of(const struct packet *p)
+{
+	return (p->key.point & (WEFT_HOOKS - 1)) == WEFT_HOOK_EGRESS ? WEFT_TCP_EGRESS : 0;
+}
+
 static __always_inline void arm(struct tcp_side *me, __u32 probe)
 {
 	me->probe = probe;
@@ -160,7 +168,6 @@ static __always_inline int tcp_opening(const struct packet *p, struct tcp_conv *
 	__u32 dir = p->dir & 1;
 
 	if (me->state & WEFT_TCP_SYN && c->isn[dir] == p->seq && me->state & WEFT_TCP_KNOWN) {
-		me->state |= WEFT_TCP_TWICE;
 		me->probe_ns = 0;
 		return 1;
 	}
@@ -176,19 +183,36 @@ static __always_inline int tcp_opening(const struct packet *p, struct tcp_conv *
 		c->opener = 1 + (dir ^ 1);
 	}
 	c->isn[dir] = p->seq;
-	me->state = WEFT_TCP_KNOWN | WEFT_TCP_SYN;
+	me->state = WEFT_TCP_KNOWN | WEFT_TCP_SYN | hook_of(p);
 	me->next = p->seq + 1 + p->payload;
 	me->ack = p->ack;
 	arm(me, p->seq + 1);
 	return 0;
 }
 
+/* Was p, which fills a gap, sent before what came after the gap? */
+static __always_inline int sent_before(const struct packet *p, const struct tcp_conv *c)
+{
+	__u32 dir = p->dir & 1, least = c->least[0] + c->least[1];
+	__s16 later = bpf_ntohs(p->ip_id) - c->gap_id[dir];
+	__u64 limit = least ? (__u64)least << 5 : REORDER_NS;
+
+	/* a sender that numbers its packets tells */
+	if (p->ip_id && c->gap_id[dir] && later && later > -ID_NEAR && later < ID_NEAR)
+		return later < 0;
+	/* else time: nothing is sent again sooner than news of the gap takes to the
+	 * receiver, back to the sender, and here
+	 */
+	if (limit < LEAST_NS)
+		limit = LEAST_NS;
+	return bpf_ktime_get_ns() - c->gap_ns[dir] < limit;
+}
+
 /* A segment that is not the next one. */
 static __always_inline void tcp_jump(const struct packet *p, struct tcp_conv *c,
 				     struct tcp_side *me, struct tcp_line *l, __u32 end)
 {
-	__u32 dir = p->dir & 1, least;
-	__u64 limit;
+	__u32 dir = p->dir & 1;
 
 	if (ahead(p->seq, me->next) > 0) {
 		if (!(me->state & WEFT_TCP_GAP)) {
@@ -197,6 +221,7 @@ static __always_inline void tcp_jump(const struct packet *p, struct tcp_conv *c,
 			me->state |= WEFT_TCP_GAP;
 		}
 		c->gap_end[dir] = p->seq;
+		c->gap_id[dir] = bpf_ntohs(p->ip_id);
 		me->next = end;
 		return;
 	}
@@ -204,12 +229,7 @@ static __always_inline void tcp_jump(const struct packet *p, struct tcp_conv *c,
 		me->probe_ns = 0;
 	if (me->state & WEFT_TCP_GAP && ahead(p->seq, c->gap[dir]) >= 0 &&
 	    ahead(c->gap_end[dir], p->seq) > 0) {
-		/* nothing is sent again sooner than news of the gap takes to the
-		 * receiver, back to the sender, and here
-		 */
-		least = c->least[0] + c->least[1];
-		limit = least ? (__u64)least << 5 : REORDER_NS;
-		if (bpf_ktime_get_ns() - c->gap_ns[dir] < limit)
+		if (sent_before(p, c))
 			l->out_of_order += p->packets;
 		else
 			l->lost += p->packets;
@@ -253,6 +273,12 @@ __noinline int tcp_rare(frame_t *ctx, const struct packet *p, struct tcp_conv *c
 	l = tcp_line_of(p->slot);
 	if (!l)
 		return 0;
+	/* A packet may pass both hooks of a device: loopback, a router on one leg. A side
+	 * is read at the one where it was first seen, else it would repeat itself.
+	 */
+	if (me->state & WEFT_TCP_KNOWN && (me->state & WEFT_TCP_EGRESS) != hook_of(p) &&
+	    !(p->flags & TCP_SYN && c->isn[p->dir & 1] != p->seq))
+		return 0;
 	if (p->flags & TCP_RST) {
 		me->probe_ns = peer->probe_ns = 0;
 		return 0;
@@ -268,7 +294,7 @@ __noinline int tcp_rare(frame_t *ctx, const struct packet *p, struct tcp_conv *c
 	end = p->seq + p->payload + (p->flags & TCP_FIN);
 	if (!(me->state & WEFT_TCP_KNOWN)) { /* seen from the middle on */
 		me->next = end;
-		me->state |= WEFT_TCP_KNOWN;
+		me->state |= WEFT_TCP_KNOWN | hook_of(p);
 	} else if (end == p->seq) {
 		/* the same acknowledgement again, and the peer is waiting for one */
 		if (p->ack == me->ack && p->window == me->window && p->seq == me->next &&
@@ -314,7 +340,7 @@ __noinline int tcp_adopt(const struct packet *p, struct tcp_pair *b, __u32 tag)
 }
 
 static __always_inline void watch_tcp(frame_t *ctx, struct packet *p, const struct link_place *l,
-				      __u32 place)
+				      __u32 place, int hook)
 {
 	__u64 a = hash_end(p, 0, p->words[4] & 0xffff),
 	      b = hash_end(p, 2, p->words[4] >> 16 & 0xffff);
@@ -323,6 +349,7 @@ static __always_inline void watch_tcp(frame_t *ctx, struct packet *p, const stru
 	struct tcp_pair *convs = bpf_map_lookup_elem(&tcp_convs, &bucket);
 	struct tcp_side *me, *peer;
 	struct tcp_conv *c;
+	__u8 own = hook == WEFT_HOOK_EGRESS ? WEFT_TCP_EGRESS : 0;
 	__u64 since;
 	int way;
 
@@ -358,7 +385,7 @@ static __always_inline void watch_tcp(frame_t *ctx, struct packet *p, const stru
 	}
 	end = p->seq + p->payload;
 	if (likely(!(p->flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
-		   (me->state & ~WEFT_TCP_SYN) == WEFT_TCP_KNOWN && p->window &&
+		   (me->state & ~WEFT_TCP_SYN) == (WEFT_TCP_KNOWN | own) && p->window &&
 		   p->seq == me->next)) {
 		if (p->payload) {
 			if (likely(me->probe_ns || me->tick == (__u8)now)) {
