@@ -30,8 +30,8 @@ import (
 type slotTable struct {
 	d     *Dataplane
 	slots mapping[bpf.FlowFlowSlot]
-	cold  mapping[bpf.FlowFlowCold]
-	tcp   mapping[bpf.FlowTcpLine] // empty: not measured
+	cold  lazyMapping[bpf.FlowFlowCold]
+	tcp   lazyMapping[bpf.FlowTcpLine] // empty: not measured
 	ring  *ringbuf.Reader
 	known []known
 	left  map[leftKey]known // bounded by the slots that changed hands in one drain
@@ -72,14 +72,11 @@ func newSlotTable(d *Dataplane) (*slotTable, error) {
 		return nil, err
 	}
 	t.slots = mapping[bpf.FlowFlowSlot]{v: unsafe.Slice(&buckets.v[0].Way[0], n), mem: buckets.mem}
-	cold, err := mapArray[bpf.FlowColdBucket](m[bpf.FlowMapColdLines], unix.PROT_READ)
-	if err != nil {
-		return nil, errors.Join(err, t.close())
-	}
-	t.cold = mapping[bpf.FlowFlowCold]{v: unsafe.Slice((*bpf.FlowFlowCold)(unsafe.Pointer(&cold.v[0])), n), mem: cold.mem}
+	t.cold = mapLazily[bpf.FlowFlowCold](m[bpf.FlowMapColdLines], n)
 	t.known = make([]known, n)
-	if err := t.mapTCP(m[bpf.FlowMapTcpLines], n); err != nil {
-		return nil, errors.Join(err, t.close())
+	if d.objs.size.tcp {
+		t.tcp = mapLazily[bpf.FlowTcpLine](m[bpf.FlowMapTcpLines], n)
+		t.lines = make([]tcpKnown, n)
 	}
 	if t.ring, err = ringbuf.NewReader(m[bpf.FlowMapEvicted]); err != nil {
 		return nil, errors.Join(fmt.Errorf("read the eviction ring: %w", err), t.close())
@@ -94,6 +91,9 @@ func (t *slotTable) drain(e *emitter) (drained, error) {
 		return res, err
 	}
 	t.scan(e, &res)
+	if err := errors.Join(t.cold.err, t.tcp.err); err != nil {
+		return res, err
+	}
 	if err := t.drainEvicted(e); err != nil {
 		return res, err
 	}
@@ -153,7 +153,7 @@ func (t *slotTable) readSlot(e *emitter, i int) bool {
 		cold := &noCold
 		fresh := tag != k.tag || m.gen() != k.gen
 		if fresh {
-			t.fresh = t.cold.v[i]
+			t.fresh = *t.cold.at(i)
 			cold = &t.fresh
 		}
 		line := t.line(i, &key)

@@ -6,10 +6,6 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
-	"unsafe"
-
-	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"weft/bpf"
 	"weft/flows"
@@ -43,27 +39,13 @@ func (k *tcpKnown) gain(l *bpf.FlowTcpLine) flows.TCPHealth {
 // in32ns is a time of 32 bits in units of 32 ns.
 func in32ns(v uint32) time.Duration { return time.Duration(v) * 32 }
 
-// mapTCP maps the lines beside n slots, if TCP is measured.
-func (t *slotTable) mapTCP(m *ebpf.Map, n int) error {
-	if !t.d.objs.size.tcp {
-		return nil
-	}
-	lines, err := mapArray[bpf.FlowTcpBucket](m, unix.PROT_READ)
-	if err != nil {
-		return err
-	}
-	t.tcp = mapping[bpf.FlowTcpLine]{v: unsafe.Slice(&lines.v[0].Way[0], n), mem: lines.mem}
-	t.lines = make([]tcpKnown, n)
-	return nil
-}
-
 // line is a copy of the TCP line of slot i, whose flow has this key; nil: it has none.
 // When its writer is in the middle of a round trip, three times, the next drain has that.
 func (t *slotTable) line(i int, key *bpf.FlowFlowKey) *bpf.FlowTcpLine {
 	if t.lines == nil || key.Proto != flows.ProtoTCP {
 		return nil
 	}
-	l := &t.tcp.v[i]
+	l := t.tcp.at(i)
 	for range 3 {
 		count := atomic.LoadUint32(&l.RttCount)
 		t.freshLine = *l

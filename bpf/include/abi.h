@@ -189,7 +189,7 @@ struct flow_evicted {
 	__u32 pad;
 	struct flow_slot hot;
 	struct flow_cold cold;
-	struct tcp_line tcp; /* with WEFT_OPTION_TCP; else the record ends before it */
+	struct tcp_line tcp; /* of TCP, with WEFT_OPTION_TCP; else the record ends before it */
 };
 _Static_assert(sizeof(struct flow_evicted) == 168, "flow_evicted layout");
 

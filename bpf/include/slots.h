@@ -82,22 +82,27 @@ static __always_inline int read_out(const struct flow_slot *s, __u64 now)
 
 static __always_inline int evict(struct flow_slot *s, const struct flow_cold *c, __u32 slot)
 {
-	__u32 tcp = config.options & WEFT_OPTION_TCP;
-	struct flow_evicted *e = bpf_ringbuf_reserve(&evicted, tcp ? sizeof(*e) : EVICTED_BASE, 0);
+	struct flow_evicted *e;
 	struct tcp_line *l;
 	__u64 waiting;
 
-	if (!e)
-		return -1;
+	/* two calls: the verifier wants to know the size of each record */
+	if (config.options & WEFT_OPTION_TCP && s->key.proto == IPPROTO_TCP) {
+		e = bpf_ringbuf_reserve(&evicted, sizeof(*e), 0);
+		if (!e)
+			return -1;
+		l = tcp_line_of(slot);
+		if (l)
+			e->tcp = *l;
+	} else {
+		e = bpf_ringbuf_reserve(&evicted, EVICTED_BASE, 0);
+		if (!e)
+			return -1;
+	}
 	e->slot = slot;
 	e->pad = 0;
 	e->hot = *s;
 	e->cold = *c;
-	if (tcp) {
-		l = tcp_line_of(slot);
-		if (l)
-			e->tcp = *l;
-	}
 	/* the line goes before its record is out: user space must not find both */
 	__sync_lock_test_and_set(&s->tag, 0);
 	/* a wake-up costs microseconds: one in about 70 once the ring is a quarter full */
