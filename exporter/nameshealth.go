@@ -4,8 +4,12 @@ package exporter
 
 import (
 	"log/slog"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"weft/flows"
 )
@@ -36,6 +40,15 @@ const (
 	nameSrcProc = "source"
 	nameDstProc = "destination"
 	nameCgroup  = ".cgroup.id" // behind weft.source and weft.destination
+)
+
+// The names of what a socket counts, behind weft.source.socket and weft.destination.socket.
+const (
+	socketRetransmits    = ".retransmits"
+	socketResetsSent     = ".resets_sent"
+	socketResetsReceived = ".resets_received"
+	socketQueueFull      = ".receive_queue_full"
+	socketError          = ".error"
 )
 
 // The names of one side's figures, behind weft.tcp.source. and weft.tcp.destination.
@@ -74,7 +87,28 @@ func appendHealth(dst []slog.Attr, r *flows.Record) []slog.Attr {
 		dst = appendDNS(dst, r.DNS)
 	}
 	dst = appendProcess(dst, nameSrcProc, r.SourceProcess)
-	return appendProcess(dst, nameDstProc, r.DestinationProcess)
+	dst = appendProcess(dst, nameDstProc, r.DestinationProcess)
+	dst = appendSocket(dst, "weft.source.socket", r.SourceSocket)
+	return appendSocket(dst, "weft.destination.socket", r.DestinationSocket)
+}
+
+// appendSocket appends what the socket of one end counts by itself. Its error is
+// named as errno.h does, in lower case.
+func appendSocket(dst []slog.Attr, prefix string, s *flows.SocketFigures) []slog.Attr {
+	if s == nil {
+		return dst
+	}
+	dst = append(dst,
+		slog.Int64(prefix+socketRetransmits, signed(s.Retransmits)), slog.Int64(prefix+socketResetsSent, signed(s.ResetsSent)),
+		slog.Int64(prefix+socketResetsReceived, signed(s.ResetsReceived)), slog.Int64(prefix+socketQueueFull, signed(s.RcvQueueFull)))
+	if s.Errno != 0 {
+		name := strings.ToLower(unix.ErrnoName(syscall.Errno(s.Errno)))
+		if name == "" {
+			name = "errno" + strconv.Itoa(int(s.Errno))
+		}
+		dst = append(dst, slog.String(prefix+socketError, name))
+	}
+	return dst
 }
 
 func resetBy(t *flows.TCPRecord) string {

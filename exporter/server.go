@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -43,6 +44,8 @@ type Server struct {
 	once   sync.Once
 	done   chan struct{}
 	err    error // of serving, once done is closed
+
+	topology atomic.Pointer[func() *api.TopologyResponse] // nil: not read yet
 
 	api.UnimplementedWeftServer
 }

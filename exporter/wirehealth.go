@@ -16,6 +16,7 @@ func healthToWire(m *api.Record, r *flows.Record) {
 	m.Dropped, m.DropReason = r.Dropped, append(m.DropReason[:0], r.DropReason...)
 	m.Dns = dnsToWire(r.DNS)
 	m.SourceProcess, m.DestinationProcess = processToWire(r.SourceProcess), processToWire(r.DestinationProcess)
+	m.SourceSocket, m.DestinationSocket = socketToWire(r.SourceSocket), socketToWire(r.DestinationSocket)
 	m.Source, m.Destination = entityToWire(r.Source), entityToWire(r.Destination)
 }
 
@@ -25,7 +26,28 @@ func healthFromWire(r *flows.Record, m *api.Record) {
 	r.Dropped, r.DropReason = m.Dropped, string(m.DropReason)
 	r.DNS = dnsFromWire(m.Dns)
 	r.SourceProcess, r.DestinationProcess = processFromWire(m.SourceProcess), processFromWire(m.DestinationProcess)
+	r.SourceSocket, r.DestinationSocket = socketFromWire(m.SourceSocket), socketFromWire(m.DestinationSocket)
 	r.Source, r.Destination = entityFromWire(m.Source), entityFromWire(m.Destination)
+}
+
+func socketToWire(s *flows.SocketFigures) *api.SocketFigures {
+	if s == nil {
+		return nil
+	}
+	return &api.SocketFigures{
+		Retransmits: s.Retransmits, ResetsSent: s.ResetsSent, ResetsReceived: s.ResetsReceived,
+		RcvQueueFull: s.RcvQueueFull, Errno: uint32(s.Errno), Failed: s.Failed,
+	}
+}
+
+func socketFromWire(m *api.SocketFigures) *flows.SocketFigures {
+	if m == nil {
+		return nil
+	}
+	return &flows.SocketFigures{
+		Retransmits: m.Retransmits, ResetsSent: m.ResetsSent, ResetsReceived: m.ResetsReceived,
+		RcvQueueFull: m.RcvQueueFull, Errno: uint16(m.Errno), Failed: m.Failed,
+	}
 }
 
 func tcpToWire(m *api.TCP, t *flows.TCPRecord) *api.TCP {

@@ -10,6 +10,7 @@ import (
 // sourcesToWire adds to m what l has beside points and sinks.
 func sourcesToWire(m *api.Ledger, l *flows.Ledger) {
 	m.TcpUntracked, m.TcpOverflowed, m.TcpLost = l.TCP.Untracked, l.TCP.Overflowed, l.TCP.Lost
+	m.SocketsUnmatched = l.SocketsUnmatched
 	for _, s := range l.Sources {
 		m.Sources = append(m.Sources, &api.SourceAccount{
 			Name: s.Name, Seen: s.Seen, Drained: s.Drained, Lost: s.Lost, Pending: s.Pending, Unaccounted: s.Unaccounted,
@@ -26,6 +27,7 @@ func sourcesToWire(m *api.Ledger, l *flows.Ledger) {
 // sourcesFromWire is the other way.
 func sourcesFromWire(l *flows.Ledger, m *api.Ledger) {
 	l.TCP = flows.TCPAccount{Untracked: m.GetTcpUntracked(), Overflowed: m.GetTcpOverflowed(), Lost: m.GetTcpLost()}
+	l.SocketsUnmatched = m.GetSocketsUnmatched()
 	for _, s := range m.GetSources() {
 		l.Sources = append(l.Sources, flows.SourceAccount{
 			Name: s.GetName(), Seen: s.GetSeen(), Drained: s.GetDrained(), Lost: s.GetLost(), Pending: s.GetPending(), Unaccounted: s.GetUnaccounted(),

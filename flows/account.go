@@ -80,6 +80,7 @@ type Account struct {
 	Points  []PointAccount
 	Drops   DropAccount
 	DNS     DNSAccount
+	Sockets SocketAccount
 	Devices []DeviceDrops // the latest reading; nil: not read
 	TCP     TCPAccount
 }

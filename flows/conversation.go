@@ -8,7 +8,7 @@ import (
 	"math/rand/v2"
 )
 
-// conversation is the state of one live conversation: 160 bytes, no pointers.
+// conversation is the state of one live conversation: 168 bytes, no pointers.
 type conversation struct {
 	key    convKey
 	first  hop      // the first of its hops; the others follow it
@@ -18,6 +18,7 @@ type conversation struct {
 	state  convState
 	basis  InitiatorBasis // of source, once settled
 	isn    [2]uint32      // each side's initial sequence number, when state says so
+	socket [2]uint32      // what each side's socket told, in Table.sockets; 0: nothing
 	chosen [2]uint32      // where the hop is that makes each direction's total; 0: none yet
 	opened int64          // start of the period: nanoseconds since the table's epoch
 	last   int64          // the drain that last brought packets: the same

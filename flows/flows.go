@@ -46,10 +46,10 @@ type Hop struct {
 }
 
 // Batch is one part of what a drain yielded. A drain of many flows is sent as
-// several batches; only the last one is Final and carries Drops, DNS and Seen.
+// several batches; only the last one is Final and carries Drops, DNS, Sockets and Seen.
 //
-// Flows, Drops and DNS belong to the source and are valid until the next Batch is
-// received.
+// Flows, Drops, DNS and Sockets belong to the source and are valid until the next
+// Batch is received.
 type Batch struct {
 	At    time.Time // wall clock of the drain
 	Flows []Sample
@@ -59,7 +59,8 @@ type Batch struct {
 	// Latencies are all histograms of the kernel as they are now: only in the final
 	// batch of a drain, nil when they were not read. Not written to afterwards.
 	Latencies []Latency
-	Seen      Account // only in the final batch of a drain
+	Sockets   []SocketSample // only in the final batch of a drain; at most one an end of a flow, and Overflow
+	Seen      Account        // only in the final batch of a drain
 }
 
 // Window is everything one drain interval yielded.

@@ -133,6 +133,7 @@ func (t *Table) record(c *conversation, why EndReason) {
 		h.packets, h.bytes = 0, 0
 	}
 	r.sortHops()
+	t.recordSockets(c, &r, src)
 	if t.records == nil {
 		t.records = make([]Record, 0, max(t.expect, 16))
 	}

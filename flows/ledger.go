@@ -23,6 +23,9 @@ type Ledger struct {
 	Sources        []SourceAccount // those that are on
 	Devices        []DeviceDrops   // what devices say they dropped, as last read; in no sum
 	TCP            TCPAccount      // what measuring TCP left out; in no sum
+	// SocketsUnmatched is how many events of sockets are in no record: no watched
+	// device saw the flow, or its last record was made before.
+	SocketsUnmatched uint64
 }
 
 // PointLedger is one point's account:

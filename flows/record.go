@@ -98,6 +98,9 @@ type Record struct {
 
 	// The owners of the sockets, where they are on this host and known; else nil.
 	SourceProcess, DestinationProcess *Process
+	// What those sockets told of themselves in the period; nil: no socket here told
+	// anything of this connection. Unlike TCP, no guess from packets.
+	SourceSocket, DestinationSocket *SocketFigures
 
 	Hops []HopCount
 }

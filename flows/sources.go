@@ -5,7 +5,7 @@ package flows
 import "fmt"
 
 // SourceAccount is the account of what is read beside the flow table: traced drops,
-// DNS packets. Cumulative since the agent started:
+// DNS packets, events of sockets. Cumulative since the agent started:
 // Seen = Drained + Lost + Pending + Unaccounted.
 type SourceAccount struct {
 	Name string
@@ -20,7 +20,7 @@ type SourceAccount struct {
 // sources keeps the account of each source; seen is how much of it the drain before had
 // counted, which this one must have found.
 type sources struct {
-	drops, dns uint64
+	drops, dns, sockets uint64
 }
 
 // account is the accounts of the sources that are on.
@@ -33,6 +33,10 @@ func (s *sources) account(a *Account) []SourceAccount {
 	if d := &a.DNS; *d != (DNSAccount{}) {
 		out = append(out, sourceAccount("dns", d.Seen, d.Drained, d.Lost, s.dns))
 		s.dns = d.Seen
+	}
+	if d := &a.Sockets; *d != (SocketAccount{}) {
+		out = append(out, sourceAccount("sockets", d.Seen, d.Drained, d.Lost, s.sockets))
+		s.sockets = d.Before
 	}
 	return out
 }

@@ -29,9 +29,10 @@ type TableOptions struct {
 	// EndLackOfResources, for each new one. No more than twice the bound are
 	// closed so in one drain; samples of new conversations beyond that are
 	// counted as SkipConversationLimit.
-	// Memory: 160 bytes a conversation with its first hop, 48 for each further
+	// Memory: 168 bytes a conversation with its first hop, 48 for each further
 	// hop (at most 3 times MaxConversations), 11 to 22 for the index: at most
-	// 37 MiB by default; taken as needed, never returned.
+	// 42 MiB by default; and 72 for each end whose socket is on this host and told
+	// something, at most 18 MiB. Taken as needed, never returned.
 	MaxConversations int
 	// DNSTimeout is how long a DNS question waits for its answer. 0: 5 s. Memory, once
 	// there is DNS: 6 MiB for 16,384 questions, and 250 bytes for each of at most 65,536
@@ -62,6 +63,9 @@ type Table struct {
 	left    TCPAccount
 	dns     dnsMatcher
 	times   []Latency // the kernel's, as they were last read
+
+	sockets   slab[socketEnd]
+	unmatched uint64 // events of sockets that are in no record
 
 	epoch  time.Time
 	now    int64  // the current batch: nanoseconds since epoch
@@ -122,6 +126,7 @@ func (t *Table) Fold(b Batch) (w Window, done bool) {
 	}
 	t.dropped(b.Drops)
 	t.dns.expire(b.Seen.DNS.Read, t.now)
+	t.foldSockets(b.Sockets)
 	t.points.account(b.Seen, t.drain)
 	t.sources, t.devices, t.left = t.read.account(&b.Seen), b.Seen.Devices, b.Seen.TCP
 	t.sweep()
@@ -162,6 +167,7 @@ func (t *Table) clock(at time.Time) {
 func (t *Table) window(at time.Time) Window {
 	w := Window{End: at, Records: t.records, Ledger: t.points.ledger(at, t.made)}
 	w.Ledger.Sources, w.Ledger.Devices, w.Ledger.TCP = t.sources, t.devices, t.left
+	w.Ledger.SocketsUnmatched = t.unmatched
 	t.records, t.expect = nil, len(t.records)
 	return w
 }
@@ -327,5 +333,6 @@ func (t *Table) close(i uint32, why EndReason) {
 	c := t.convs.at(i)
 	t.record(c, why)
 	t.dropIdle(c)
+	t.forgetSockets(c)
 	t.convs.remove(i)
 }

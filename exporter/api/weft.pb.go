@@ -310,6 +310,8 @@ type Record struct {
 	DestinationProcess *Process               `protobuf:"bytes,29,opt,name=destination_process,json=destinationProcess,proto3" json:"destination_process,omitempty"`
 	Source             *Entity                `protobuf:"bytes,30,opt,name=source,proto3" json:"source,omitempty"`
 	Destination        *Entity                `protobuf:"bytes,31,opt,name=destination,proto3" json:"destination,omitempty"`
+	SourceSocket       *SocketFigures         `protobuf:"bytes,32,opt,name=source_socket,json=sourceSocket,proto3" json:"source_socket,omitempty"`
+	DestinationSocket  *SocketFigures         `protobuf:"bytes,33,opt,name=destination_socket,json=destinationSocket,proto3" json:"destination_socket,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -561,6 +563,105 @@ func (x *Record) GetDestination() *Entity {
 	return nil
 }
 
+func (x *Record) GetSourceSocket() *SocketFigures {
+	if x != nil {
+		return x.SourceSocket
+	}
+	return nil
+}
+
+func (x *Record) GetDestinationSocket() *SocketFigures {
+	if x != nil {
+		return x.DestinationSocket
+	}
+	return nil
+}
+
+// SocketFigures is flows.SocketFigures.
+type SocketFigures struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Retransmits    uint64                 `protobuf:"varint,1,opt,name=retransmits,proto3" json:"retransmits,omitempty"`
+	ResetsSent     uint64                 `protobuf:"varint,2,opt,name=resets_sent,json=resetsSent,proto3" json:"resets_sent,omitempty"`
+	ResetsReceived uint64                 `protobuf:"varint,3,opt,name=resets_received,json=resetsReceived,proto3" json:"resets_received,omitempty"`
+	RcvQueueFull   uint64                 `protobuf:"varint,4,opt,name=rcv_queue_full,json=rcvQueueFull,proto3" json:"rcv_queue_full,omitempty"`
+	Errno          uint32                 `protobuf:"varint,5,opt,name=errno,proto3" json:"errno,omitempty"`
+	Failed         bool                   `protobuf:"varint,6,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SocketFigures) Reset() {
+	*x = SocketFigures{}
+	mi := &file_weft_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SocketFigures) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SocketFigures) ProtoMessage() {}
+
+func (x *SocketFigures) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SocketFigures.ProtoReflect.Descriptor instead.
+func (*SocketFigures) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SocketFigures) GetRetransmits() uint64 {
+	if x != nil {
+		return x.Retransmits
+	}
+	return 0
+}
+
+func (x *SocketFigures) GetResetsSent() uint64 {
+	if x != nil {
+		return x.ResetsSent
+	}
+	return 0
+}
+
+func (x *SocketFigures) GetResetsReceived() uint64 {
+	if x != nil {
+		return x.ResetsReceived
+	}
+	return 0
+}
+
+func (x *SocketFigures) GetRcvQueueFull() uint64 {
+	if x != nil {
+		return x.RcvQueueFull
+	}
+	return 0
+}
+
+func (x *SocketFigures) GetErrno() uint32 {
+	if x != nil {
+		return x.Errno
+	}
+	return 0
+}
+
+func (x *SocketFigures) GetFailed() bool {
+	if x != nil {
+		return x.Failed
+	}
+	return false
+}
+
 // TCP is flows.TCPRecord.
 type TCP struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -575,7 +676,7 @@ type TCP struct {
 
 func (x *TCP) Reset() {
 	*x = TCP{}
-	mi := &file_weft_proto_msgTypes[5]
+	mi := &file_weft_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +688,7 @@ func (x *TCP) String() string {
 func (*TCP) ProtoMessage() {}
 
 func (x *TCP) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[5]
+	mi := &file_weft_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +701,7 @@ func (x *TCP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TCP.ProtoReflect.Descriptor instead.
 func (*TCP) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{5}
+	return file_weft_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TCP) GetSource() *TCPHealth {
@@ -661,7 +762,7 @@ type TCPHealth struct {
 
 func (x *TCPHealth) Reset() {
 	*x = TCPHealth{}
-	mi := &file_weft_proto_msgTypes[6]
+	mi := &file_weft_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +774,7 @@ func (x *TCPHealth) String() string {
 func (*TCPHealth) ProtoMessage() {}
 
 func (x *TCPHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[6]
+	mi := &file_weft_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +787,7 @@ func (x *TCPHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TCPHealth.ProtoReflect.Descriptor instead.
 func (*TCPHealth) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{6}
+	return file_weft_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TCPHealth) GetRttCount() uint64 {
@@ -806,7 +907,7 @@ type DNS struct {
 
 func (x *DNS) Reset() {
 	*x = DNS{}
-	mi := &file_weft_proto_msgTypes[7]
+	mi := &file_weft_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +919,7 @@ func (x *DNS) String() string {
 func (*DNS) ProtoMessage() {}
 
 func (x *DNS) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[7]
+	mi := &file_weft_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +932,7 @@ func (x *DNS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNS.ProtoReflect.Descriptor instead.
 func (*DNS) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{7}
+	return file_weft_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DNS) GetQueries() uint64 {
@@ -914,7 +1015,7 @@ type DNSRcode struct {
 
 func (x *DNSRcode) Reset() {
 	*x = DNSRcode{}
-	mi := &file_weft_proto_msgTypes[8]
+	mi := &file_weft_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +1027,7 @@ func (x *DNSRcode) String() string {
 func (*DNSRcode) ProtoMessage() {}
 
 func (x *DNSRcode) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[8]
+	mi := &file_weft_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1040,7 @@ func (x *DNSRcode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSRcode.ProtoReflect.Descriptor instead.
 func (*DNSRcode) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{8}
+	return file_weft_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DNSRcode) GetRcode() uint32 {
@@ -970,7 +1071,7 @@ type DNSQuestion struct {
 
 func (x *DNSQuestion) Reset() {
 	*x = DNSQuestion{}
-	mi := &file_weft_proto_msgTypes[9]
+	mi := &file_weft_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1083,7 @@ func (x *DNSQuestion) String() string {
 func (*DNSQuestion) ProtoMessage() {}
 
 func (x *DNSQuestion) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[9]
+	mi := &file_weft_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1096,7 @@ func (x *DNSQuestion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSQuestion.ProtoReflect.Descriptor instead.
 func (*DNSQuestion) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{9}
+	return file_weft_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DNSQuestion) GetName() []byte {
@@ -1052,7 +1153,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_weft_proto_msgTypes[10]
+	mi := &file_weft_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1165,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[10]
+	mi := &file_weft_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1178,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{10}
+	return file_weft_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1123,7 +1224,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_weft_proto_msgTypes[11]
+	mi := &file_weft_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1135,7 +1236,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[11]
+	mi := &file_weft_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1148,7 +1249,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{11}
+	return file_weft_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Hop) GetNetns() uint64 {
@@ -1275,7 +1376,7 @@ type Entity struct {
 
 func (x *Entity) Reset() {
 	*x = Entity{}
-	mi := &file_weft_proto_msgTypes[12]
+	mi := &file_weft_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1388,7 @@ func (x *Entity) String() string {
 func (*Entity) ProtoMessage() {}
 
 func (x *Entity) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[12]
+	mi := &file_weft_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1401,7 @@ func (x *Entity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entity.ProtoReflect.Descriptor instead.
 func (*Entity) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{12}
+	return file_weft_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Entity) GetLayer() uint32 {
@@ -1481,7 +1582,7 @@ type Label struct {
 
 func (x *Label) Reset() {
 	*x = Label{}
-	mi := &file_weft_proto_msgTypes[13]
+	mi := &file_weft_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1594,7 @@ func (x *Label) String() string {
 func (*Label) ProtoMessage() {}
 
 func (x *Label) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[13]
+	mi := &file_weft_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1607,7 @@ func (x *Label) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Label.ProtoReflect.Descriptor instead.
 func (*Label) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{13}
+	return file_weft_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Label) GetName() []byte {
@@ -1532,7 +1633,7 @@ type LedgerRequest struct {
 
 func (x *LedgerRequest) Reset() {
 	*x = LedgerRequest{}
-	mi := &file_weft_proto_msgTypes[14]
+	mi := &file_weft_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1645,7 @@ func (x *LedgerRequest) String() string {
 func (*LedgerRequest) ProtoMessage() {}
 
 func (x *LedgerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[14]
+	mi := &file_weft_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1658,7 @@ func (x *LedgerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerRequest.ProtoReflect.Descriptor instead.
 func (*LedgerRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{14}
+	return file_weft_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LedgerRequest) GetFollow() bool {
@@ -1576,7 +1677,7 @@ type LedgerResponse struct {
 
 func (x *LedgerResponse) Reset() {
 	*x = LedgerResponse{}
-	mi := &file_weft_proto_msgTypes[15]
+	mi := &file_weft_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1689,7 @@ func (x *LedgerResponse) String() string {
 func (*LedgerResponse) ProtoMessage() {}
 
 func (x *LedgerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[15]
+	mi := &file_weft_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1702,7 @@ func (x *LedgerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerResponse.ProtoReflect.Descriptor instead.
 func (*LedgerResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{15}
+	return file_weft_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LedgerResponse) GetLedger() *Ledger {
@@ -1621,7 +1722,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_weft_proto_msgTypes[16]
+	mi := &file_weft_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1734,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[16]
+	mi := &file_weft_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1747,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{16}
+	return file_weft_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Count) GetPackets() uint64 {
@@ -1665,25 +1766,26 @@ func (x *Count) GetBytes() uint64 {
 
 // Ledger is flows.Ledger.
 type Ledger struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	At             int64                  `protobuf:"fixed64,1,opt,name=at,proto3" json:"at,omitempty"`
-	Points         []*PointLedger         `protobuf:"bytes,2,rep,name=points,proto3" json:"points,omitempty"`
-	Gone           *PointLedger           `protobuf:"bytes,3,opt,name=gone,proto3" json:"gone,omitempty"`
-	Made           uint64                 `protobuf:"varint,4,opt,name=made,proto3" json:"made,omitempty"`
-	Sinks          []*SinkAccount         `protobuf:"bytes,5,rep,name=sinks,proto3" json:"sinks,omitempty"`
-	GoneUnbalanced uint64                 `protobuf:"varint,6,opt,name=gone_unbalanced,json=goneUnbalanced,proto3" json:"gone_unbalanced,omitempty"`
-	Sources        []*SourceAccount       `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"`
-	Devices        []*DeviceDrops         `protobuf:"bytes,8,rep,name=devices,proto3" json:"devices,omitempty"`
-	TcpUntracked   uint64                 `protobuf:"varint,9,opt,name=tcp_untracked,json=tcpUntracked,proto3" json:"tcp_untracked,omitempty"`     // packets
-	TcpOverflowed  uint64                 `protobuf:"varint,10,opt,name=tcp_overflowed,json=tcpOverflowed,proto3" json:"tcp_overflowed,omitempty"` // times
-	TcpLost        uint64                 `protobuf:"varint,11,opt,name=tcp_lost,json=tcpLost,proto3" json:"tcp_lost,omitempty"`                   // times
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	At               int64                  `protobuf:"fixed64,1,opt,name=at,proto3" json:"at,omitempty"`
+	Points           []*PointLedger         `protobuf:"bytes,2,rep,name=points,proto3" json:"points,omitempty"`
+	Gone             *PointLedger           `protobuf:"bytes,3,opt,name=gone,proto3" json:"gone,omitempty"`
+	Made             uint64                 `protobuf:"varint,4,opt,name=made,proto3" json:"made,omitempty"`
+	Sinks            []*SinkAccount         `protobuf:"bytes,5,rep,name=sinks,proto3" json:"sinks,omitempty"`
+	GoneUnbalanced   uint64                 `protobuf:"varint,6,opt,name=gone_unbalanced,json=goneUnbalanced,proto3" json:"gone_unbalanced,omitempty"`
+	Sources          []*SourceAccount       `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"`
+	Devices          []*DeviceDrops         `protobuf:"bytes,8,rep,name=devices,proto3" json:"devices,omitempty"`
+	TcpUntracked     uint64                 `protobuf:"varint,9,opt,name=tcp_untracked,json=tcpUntracked,proto3" json:"tcp_untracked,omitempty"`              // packets
+	TcpOverflowed    uint64                 `protobuf:"varint,10,opt,name=tcp_overflowed,json=tcpOverflowed,proto3" json:"tcp_overflowed,omitempty"`          // times
+	TcpLost          uint64                 `protobuf:"varint,11,opt,name=tcp_lost,json=tcpLost,proto3" json:"tcp_lost,omitempty"`                            // times
+	SocketsUnmatched uint64                 `protobuf:"varint,12,opt,name=sockets_unmatched,json=socketsUnmatched,proto3" json:"sockets_unmatched,omitempty"` // events
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Ledger) Reset() {
 	*x = Ledger{}
-	mi := &file_weft_proto_msgTypes[17]
+	mi := &file_weft_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1695,7 +1797,7 @@ func (x *Ledger) String() string {
 func (*Ledger) ProtoMessage() {}
 
 func (x *Ledger) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[17]
+	mi := &file_weft_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1708,7 +1810,7 @@ func (x *Ledger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ledger.ProtoReflect.Descriptor instead.
 func (*Ledger) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{17}
+	return file_weft_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Ledger) GetAt() int64 {
@@ -1788,6 +1890,13 @@ func (x *Ledger) GetTcpLost() uint64 {
 	return 0
 }
 
+func (x *Ledger) GetSocketsUnmatched() uint64 {
+	if x != nil {
+		return x.SocketsUnmatched
+	}
+	return 0
+}
+
 // SourceAccount is flows.SourceAccount.
 type SourceAccount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1803,7 +1912,7 @@ type SourceAccount struct {
 
 func (x *SourceAccount) Reset() {
 	*x = SourceAccount{}
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +1924,7 @@ func (x *SourceAccount) String() string {
 func (*SourceAccount) ProtoMessage() {}
 
 func (x *SourceAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +1937,7 @@ func (x *SourceAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceAccount.ProtoReflect.Descriptor instead.
 func (*SourceAccount) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{18}
+	return file_weft_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SourceAccount) GetName() string {
@@ -1889,7 +1998,7 @@ type DeviceDrops struct {
 
 func (x *DeviceDrops) Reset() {
 	*x = DeviceDrops{}
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +2010,7 @@ func (x *DeviceDrops) String() string {
 func (*DeviceDrops) ProtoMessage() {}
 
 func (x *DeviceDrops) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +2023,7 @@ func (x *DeviceDrops) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceDrops.ProtoReflect.Descriptor instead.
 func (*DeviceDrops) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{19}
+	return file_weft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeviceDrops) GetAt() *Point {
@@ -1984,7 +2093,7 @@ type PointLedger struct {
 
 func (x *PointLedger) Reset() {
 	*x = PointLedger{}
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2105,7 @@ func (x *PointLedger) String() string {
 func (*PointLedger) ProtoMessage() {}
 
 func (x *PointLedger) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2118,7 @@ func (x *PointLedger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointLedger.ProtoReflect.Descriptor instead.
 func (*PointLedger) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{20}
+	return file_weft_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PointLedger) GetAt() *Point {
@@ -2095,7 +2204,7 @@ type Point struct {
 
 func (x *Point) Reset() {
 	*x = Point{}
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2216,7 @@ func (x *Point) String() string {
 func (*Point) ProtoMessage() {}
 
 func (x *Point) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2229,7 @@ func (x *Point) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Point.ProtoReflect.Descriptor instead.
 func (*Point) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{21}
+	return file_weft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Point) GetNetns() uint64 {
@@ -2168,7 +2277,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2180,7 +2289,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2193,7 +2302,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{22}
+	return file_weft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Skipped) GetReason() string {
@@ -2223,7 +2332,7 @@ type SinkAccount struct {
 
 func (x *SinkAccount) Reset() {
 	*x = SinkAccount{}
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2344,7 @@ func (x *SinkAccount) String() string {
 func (*SinkAccount) ProtoMessage() {}
 
 func (x *SinkAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2357,7 @@ func (x *SinkAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkAccount.ProtoReflect.Descriptor instead.
 func (*SinkAccount) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{23}
+	return file_weft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SinkAccount) GetName() string {
@@ -2300,7 +2409,7 @@ type TopRequest struct {
 
 func (x *TopRequest) Reset() {
 	*x = TopRequest{}
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2312,7 +2421,7 @@ func (x *TopRequest) String() string {
 func (*TopRequest) ProtoMessage() {}
 
 func (x *TopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2325,7 +2434,7 @@ func (x *TopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRequest.ProtoReflect.Descriptor instead.
 func (*TopRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{24}
+	return file_weft_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TopRequest) GetBy() string {
@@ -2378,7 +2487,7 @@ type TopResponse struct {
 
 func (x *TopResponse) Reset() {
 	*x = TopResponse{}
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2390,7 +2499,7 @@ func (x *TopResponse) String() string {
 func (*TopResponse) ProtoMessage() {}
 
 func (x *TopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2403,7 +2512,7 @@ func (x *TopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
 func (*TopResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{25}
+	return file_weft_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TopResponse) GetStart() int64 {
@@ -2480,7 +2589,7 @@ type TopRow struct {
 
 func (x *TopRow) Reset() {
 	*x = TopRow{}
-	mi := &file_weft_proto_msgTypes[26]
+	mi := &file_weft_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2492,7 +2601,7 @@ func (x *TopRow) String() string {
 func (*TopRow) ProtoMessage() {}
 
 func (x *TopRow) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[26]
+	mi := &file_weft_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2505,7 +2614,7 @@ func (x *TopRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRow.ProtoReflect.Descriptor instead.
 func (*TopRow) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{26}
+	return file_weft_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TopRow) GetNetns() uint64 {
@@ -2677,7 +2786,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_weft_proto_msgTypes[27]
+	mi := &file_weft_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +2798,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[27]
+	mi := &file_weft_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +2811,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{27}
+	return file_weft_proto_rawDescGZIP(), []int{28}
 }
 
 // StatusResponse is the agent and its data plane as plain data.
@@ -2731,7 +2840,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_weft_proto_msgTypes[28]
+	mi := &file_weft_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +2852,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[28]
+	mi := &file_weft_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2756,7 +2865,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{28}
+	return file_weft_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -2888,7 +2997,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_weft_proto_msgTypes[29]
+	mi := &file_weft_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2900,7 +3009,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[29]
+	mi := &file_weft_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2913,7 +3022,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{29}
+	return file_weft_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Setting) GetKey() string {
@@ -2943,7 +3052,7 @@ type SinkStatus struct {
 
 func (x *SinkStatus) Reset() {
 	*x = SinkStatus{}
-	mi := &file_weft_proto_msgTypes[30]
+	mi := &file_weft_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2955,7 +3064,7 @@ func (x *SinkStatus) String() string {
 func (*SinkStatus) ProtoMessage() {}
 
 func (x *SinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[30]
+	mi := &file_weft_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2968,7 +3077,7 @@ func (x *SinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStatus.ProtoReflect.Descriptor instead.
 func (*SinkStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{30}
+	return file_weft_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SinkStatus) GetAccount() *SinkAccount {
@@ -3016,7 +3125,7 @@ type MemoryUse struct {
 
 func (x *MemoryUse) Reset() {
 	*x = MemoryUse{}
-	mi := &file_weft_proto_msgTypes[31]
+	mi := &file_weft_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3028,7 +3137,7 @@ func (x *MemoryUse) String() string {
 func (*MemoryUse) ProtoMessage() {}
 
 func (x *MemoryUse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[31]
+	mi := &file_weft_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3041,7 +3150,7 @@ func (x *MemoryUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryUse.ProtoReflect.Descriptor instead.
 func (*MemoryUse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{31}
+	return file_weft_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MemoryUse) GetName() string {
@@ -3069,7 +3178,7 @@ type PointStatus struct {
 
 func (x *PointStatus) Reset() {
 	*x = PointStatus{}
-	mi := &file_weft_proto_msgTypes[32]
+	mi := &file_weft_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3081,7 +3190,7 @@ func (x *PointStatus) String() string {
 func (*PointStatus) ProtoMessage() {}
 
 func (x *PointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[32]
+	mi := &file_weft_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3094,7 +3203,7 @@ func (x *PointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointStatus.ProtoReflect.Descriptor instead.
 func (*PointStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{32}
+	return file_weft_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PointStatus) GetAt() *Point {
@@ -3131,7 +3240,7 @@ type ProgramStatus struct {
 
 func (x *ProgramStatus) Reset() {
 	*x = ProgramStatus{}
-	mi := &file_weft_proto_msgTypes[33]
+	mi := &file_weft_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3143,7 +3252,7 @@ func (x *ProgramStatus) String() string {
 func (*ProgramStatus) ProtoMessage() {}
 
 func (x *ProgramStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[33]
+	mi := &file_weft_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3156,7 +3265,7 @@ func (x *ProgramStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgramStatus.ProtoReflect.Descriptor instead.
 func (*ProgramStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{33}
+	return file_weft_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ProgramStatus) GetName() string {
@@ -3205,7 +3314,7 @@ type Capability struct {
 
 func (x *Capability) Reset() {
 	*x = Capability{}
-	mi := &file_weft_proto_msgTypes[34]
+	mi := &file_weft_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3217,7 +3326,7 @@ func (x *Capability) String() string {
 func (*Capability) ProtoMessage() {}
 
 func (x *Capability) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[34]
+	mi := &file_weft_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3230,7 +3339,7 @@ func (x *Capability) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capability.ProtoReflect.Descriptor instead.
 func (*Capability) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{34}
+	return file_weft_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Capability) GetName() string {
@@ -3267,7 +3376,7 @@ type DrainStatus struct {
 
 func (x *DrainStatus) Reset() {
 	*x = DrainStatus{}
-	mi := &file_weft_proto_msgTypes[35]
+	mi := &file_weft_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3279,7 +3388,7 @@ func (x *DrainStatus) String() string {
 func (*DrainStatus) ProtoMessage() {}
 
 func (x *DrainStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[35]
+	mi := &file_weft_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3292,7 +3401,7 @@ func (x *DrainStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainStatus.ProtoReflect.Descriptor instead.
 func (*DrainStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{35}
+	return file_weft_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DrainStatus) GetDrains() uint64 {
@@ -3330,6 +3439,729 @@ func (x *DrainStatus) GetLastNs() int64 {
 	return 0
 }
 
+type TopologyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopologyRequest) Reset() {
+	*x = TopologyRequest{}
+	mi := &file_weft_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopologyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopologyRequest) ProtoMessage() {}
+
+func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopologyRequest.ProtoReflect.Descriptor instead.
+func (*TopologyRequest) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{37}
+}
+
+// TopologyResponse is cni.Topology. Names are bytes: anybody may have chosen them.
+type TopologyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            int64                  `protobuf:"fixed64,1,opt,name=at,proto3" json:"at,omitempty"`
+	Spaces        []*TopologySpace       `protobuf:"bytes,2,rep,name=spaces,proto3" json:"spaces,omitempty"` // the agent's own first
+	Over          uint32                 `protobuf:"varint,3,opt,name=over,proto3" json:"over,omitempty"`    // devices that there was no room for
+	Off           []*TopologyOff         `protobuf:"bytes,4,rep,name=off,proto3" json:"off,omitempty"`       // namespaces that could not be read
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopologyResponse) Reset() {
+	*x = TopologyResponse{}
+	mi := &file_weft_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopologyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopologyResponse) ProtoMessage() {}
+
+func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopologyResponse.ProtoReflect.Descriptor instead.
+func (*TopologyResponse) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *TopologyResponse) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *TopologyResponse) GetSpaces() []*TopologySpace {
+	if x != nil {
+		return x.Spaces
+	}
+	return nil
+}
+
+func (x *TopologyResponse) GetOver() uint32 {
+	if x != nil {
+		return x.Over
+	}
+	return 0
+}
+
+func (x *TopologyResponse) GetOff() []*TopologyOff {
+	if x != nil {
+		return x.Off
+	}
+	return nil
+}
+
+type TopologyOff struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          []byte                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Why           []byte                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopologyOff) Reset() {
+	*x = TopologyOff{}
+	mi := &file_weft_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopologyOff) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopologyOff) ProtoMessage() {}
+
+func (x *TopologyOff) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopologyOff.ProtoReflect.Descriptor instead.
+func (*TopologyOff) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *TopologyOff) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *TopologyOff) GetWhy() []byte {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
+// TopologySpace is cni.Space.
+type TopologySpace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Netns         uint64                 `protobuf:"varint,1,opt,name=netns,proto3" json:"netns,omitempty"` // cookie
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Own           bool                   `protobuf:"varint,3,opt,name=own,proto3" json:"own,omitempty"`
+	Host          bool                   `protobuf:"varint,4,opt,name=host,proto3" json:"host,omitempty"`
+	Entity        *Entity                `protobuf:"bytes,5,opt,name=entity,proto3" json:"entity,omitempty"`
+	Devices       []*TopologyDevice      `protobuf:"bytes,6,rep,name=devices,proto3" json:"devices,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopologySpace) Reset() {
+	*x = TopologySpace{}
+	mi := &file_weft_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopologySpace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopologySpace) ProtoMessage() {}
+
+func (x *TopologySpace) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopologySpace.ProtoReflect.Descriptor instead.
+func (*TopologySpace) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *TopologySpace) GetNetns() uint64 {
+	if x != nil {
+		return x.Netns
+	}
+	return 0
+}
+
+func (x *TopologySpace) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *TopologySpace) GetOwn() bool {
+	if x != nil {
+		return x.Own
+	}
+	return false
+}
+
+func (x *TopologySpace) GetHost() bool {
+	if x != nil {
+		return x.Host
+	}
+	return false
+}
+
+func (x *TopologySpace) GetEntity() *Entity {
+	if x != nil {
+		return x.Entity
+	}
+	return nil
+}
+
+func (x *TopologySpace) GetDevices() []*TopologyDevice {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+// TopologyDevice is cni.Device.
+type TopologyDevice struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Ifindex          uint32                 `protobuf:"varint,1,opt,name=ifindex,proto3" json:"ifindex,omitempty"`
+	Name             []byte                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Alias            []byte                 `protobuf:"bytes,3,opt,name=alias,proto3" json:"alias,omitempty"`
+	Kind             string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`
+	Mode             string                 `protobuf:"bytes,5,opt,name=mode,proto3" json:"mode,omitempty"`
+	Mac              string                 `protobuf:"bytes,6,opt,name=mac,proto3" json:"mac,omitempty"`
+	Mtu              uint32                 `protobuf:"varint,7,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Up               bool                   `protobuf:"varint,8,opt,name=up,proto3" json:"up,omitempty"`
+	Carrier          bool                   `protobuf:"varint,9,opt,name=carrier,proto3" json:"carrier,omitempty"`
+	Loopback         bool                   `protobuf:"varint,10,opt,name=loopback,proto3" json:"loopback,omitempty"`
+	Master           uint32                 `protobuf:"varint,11,opt,name=master,proto3" json:"master,omitempty"` // ifindex; 0: none
+	Port             string                 `protobuf:"bytes,12,opt,name=port,proto3" json:"port,omitempty"`
+	Under            *TopologyPlace         `protobuf:"bytes,13,opt,name=under,proto3" json:"under,omitempty"`
+	Far              *TopologyPlace         `protobuf:"bytes,14,opt,name=far,proto3" json:"far,omitempty"`
+	Unseen           string                 `protobuf:"bytes,15,opt,name=unseen,proto3" json:"unseen,omitempty"`
+	Vlan             uint32                 `protobuf:"varint,16,opt,name=vlan,proto3" json:"vlan,omitempty"`
+	VlanProtocol     string                 `protobuf:"bytes,17,opt,name=vlan_protocol,json=vlanProtocol,proto3" json:"vlan_protocol,omitempty"`
+	Table            uint32                 `protobuf:"varint,18,opt,name=table,proto3" json:"table,omitempty"`
+	Tunnel           *TopologyTunnel        `protobuf:"bytes,19,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
+	Tap              *TopologyTap           `protobuf:"bytes,20,opt,name=tap,proto3" json:"tap,omitempty"`
+	Addresses        []string               `protobuf:"bytes,21,rep,name=addresses,proto3" json:"addresses,omitempty"` // with the length of their prefix
+	Bus              string                 `protobuf:"bytes,22,opt,name=bus,proto3" json:"bus,omitempty"`
+	BusAddress       string                 `protobuf:"bytes,23,opt,name=bus_address,json=busAddress,proto3" json:"bus_address,omitempty"`
+	Driver           string                 `protobuf:"bytes,24,opt,name=driver,proto3" json:"driver,omitempty"`
+	SpeedMbps        uint32                 `protobuf:"varint,25,opt,name=speed_mbps,json=speedMbps,proto3" json:"speed_mbps,omitempty"`
+	PhysicalFunction string                 `protobuf:"bytes,26,opt,name=physical_function,json=physicalFunction,proto3" json:"physical_function,omitempty"`
+	VirtualFunctions uint32                 `protobuf:"varint,27,opt,name=virtual_functions,json=virtualFunctions,proto3" json:"virtual_functions,omitempty"`
+	Layer            uint32                 `protobuf:"varint,28,opt,name=layer,proto3" json:"layer,omitempty"`
+	Confidence       uint32                 `protobuf:"varint,29,opt,name=confidence,proto3" json:"confidence,omitempty"`
+	Why              []byte                 `protobuf:"bytes,30,opt,name=why,proto3" json:"why,omitempty"`
+	Behind           *Entity                `protobuf:"bytes,31,opt,name=behind,proto3" json:"behind,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *TopologyDevice) Reset() {
+	*x = TopologyDevice{}
+	mi := &file_weft_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopologyDevice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopologyDevice) ProtoMessage() {}
+
+func (x *TopologyDevice) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopologyDevice.ProtoReflect.Descriptor instead.
+func (*TopologyDevice) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *TopologyDevice) GetIfindex() uint32 {
+	if x != nil {
+		return x.Ifindex
+	}
+	return 0
+}
+
+func (x *TopologyDevice) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *TopologyDevice) GetAlias() []byte {
+	if x != nil {
+		return x.Alias
+	}
+	return nil
+}
+
+func (x *TopologyDevice) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *TopologyDevice) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *TopologyDevice) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *TopologyDevice) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *TopologyDevice) GetUp() bool {
+	if x != nil {
+		return x.Up
+	}
+	return false
+}
+
+func (x *TopologyDevice) GetCarrier() bool {
+	if x != nil {
+		return x.Carrier
+	}
+	return false
+}
+
+func (x *TopologyDevice) GetLoopback() bool {
+	if x != nil {
+		return x.Loopback
+	}
+	return false
+}
+
+func (x *TopologyDevice) GetMaster() uint32 {
+	if x != nil {
+		return x.Master
+	}
+	return 0
+}
+
+func (x *TopologyDevice) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *TopologyDevice) GetUnder() *TopologyPlace {
+	if x != nil {
+		return x.Under
+	}
+	return nil
+}
+
+func (x *TopologyDevice) GetFar() *TopologyPlace {
+	if x != nil {
+		return x.Far
+	}
+	return nil
+}
+
+func (x *TopologyDevice) GetUnseen() string {
+	if x != nil {
+		return x.Unseen
+	}
+	return ""
+}
+
+func (x *TopologyDevice) GetVlan() uint32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+func (x *TopologyDevice) GetVlanProtocol() string {
+	if x != nil {
+		return x.VlanProtocol
+	}
+	return ""
+}
+
+func (x *TopologyDevice) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *TopologyDevice) GetTunnel() *TopologyTunnel {
+	if x != nil {
+		return x.Tunnel
+	}
+	return nil
+}
+
+func (x *TopologyDevice) GetTap() *TopologyTap {
+	if x != nil {
+		return x.Tap
+	}
+	return nil
+}
+
+func (x *TopologyDevice) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *TopologyDevice) GetBus() string {
+	if x != nil {
+		return x.Bus
+	}
+	return ""
+}
+
+func (x *TopologyDevice) GetBusAddress() string {
+	if x != nil {
+		return x.BusAddress
+	}
+	return ""
+}
+
+func (x *TopologyDevice) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *TopologyDevice) GetSpeedMbps() uint32 {
+	if x != nil {
+		return x.SpeedMbps
+	}
+	return 0
+}
+
+func (x *TopologyDevice) GetPhysicalFunction() string {
+	if x != nil {
+		return x.PhysicalFunction
+	}
+	return ""
+}
+
+func (x *TopologyDevice) GetVirtualFunctions() uint32 {
+	if x != nil {
+		return x.VirtualFunctions
+	}
+	return 0
+}
+
+func (x *TopologyDevice) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
+	}
+	return 0
+}
+
+func (x *TopologyDevice) GetConfidence() uint32 {
+	if x != nil {
+		return x.Confidence
+	}
+	return 0
+}
+
+func (x *TopologyDevice) GetWhy() []byte {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
+func (x *TopologyDevice) GetBehind() *Entity {
+	if x != nil {
+		return x.Behind
+	}
+	return nil
+}
+
+type TopologyPlace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Netns         uint64                 `protobuf:"varint,1,opt,name=netns,proto3" json:"netns,omitempty"`
+	Ifindex       uint32                 `protobuf:"varint,2,opt,name=ifindex,proto3" json:"ifindex,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopologyPlace) Reset() {
+	*x = TopologyPlace{}
+	mi := &file_weft_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopologyPlace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopologyPlace) ProtoMessage() {}
+
+func (x *TopologyPlace) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopologyPlace.ProtoReflect.Descriptor instead.
+func (*TopologyPlace) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *TopologyPlace) GetNetns() uint64 {
+	if x != nil {
+		return x.Netns
+	}
+	return 0
+}
+
+func (x *TopologyPlace) GetIfindex() uint32 {
+	if x != nil {
+		return x.Ifindex
+	}
+	return 0
+}
+
+type TopologyTunnel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Local         string                 `protobuf:"bytes,2,opt,name=local,proto3" json:"local,omitempty"`
+	Remote        string                 `protobuf:"bytes,3,opt,name=remote,proto3" json:"remote,omitempty"`
+	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	External      bool                   `protobuf:"varint,5,opt,name=external,proto3" json:"external,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopologyTunnel) Reset() {
+	*x = TopologyTunnel{}
+	mi := &file_weft_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopologyTunnel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopologyTunnel) ProtoMessage() {}
+
+func (x *TopologyTunnel) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopologyTunnel.ProtoReflect.Descriptor instead.
+func (*TopologyTunnel) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *TopologyTunnel) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *TopologyTunnel) GetLocal() string {
+	if x != nil {
+		return x.Local
+	}
+	return ""
+}
+
+func (x *TopologyTunnel) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+func (x *TopologyTunnel) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *TopologyTunnel) GetExternal() bool {
+	if x != nil {
+		return x.External
+	}
+	return false
+}
+
+type TopologyTap struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Persistent    bool                   `protobuf:"varint,1,opt,name=persistent,proto3" json:"persistent,omitempty"`
+	Owner         uint32                 `protobuf:"varint,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	Group         uint32                 `protobuf:"varint,3,opt,name=group,proto3" json:"group,omitempty"`
+	Queues        uint32                 `protobuf:"varint,4,opt,name=queues,proto3" json:"queues,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopologyTap) Reset() {
+	*x = TopologyTap{}
+	mi := &file_weft_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopologyTap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopologyTap) ProtoMessage() {}
+
+func (x *TopologyTap) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopologyTap.ProtoReflect.Descriptor instead.
+func (*TopologyTap) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *TopologyTap) GetPersistent() bool {
+	if x != nil {
+		return x.Persistent
+	}
+	return false
+}
+
+func (x *TopologyTap) GetOwner() uint32 {
+	if x != nil {
+		return x.Owner
+	}
+	return 0
+}
+
+func (x *TopologyTap) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *TopologyTap) GetQueues() uint32 {
+	if x != nil {
+		return x.Queues
+	}
+	return 0
+}
+
 var File_weft_proto protoreflect.FileDescriptor
 
 const file_weft_proto_rawDesc = "" +
@@ -3352,7 +4184,7 @@ const file_weft_proto_rawDesc = "" +
 	"\x0fObserveResponse\x12-\n" +
 	"\arecords\x18\x01 \x03(\v2\x13.weft.api.v1.RecordR\arecords\x12\x12\n" +
 	"\x04lost\x18\x02 \x01(\x04R\x04lost\x12'\n" +
-	"\x04next\x18\x03 \x01(\v2\x13.weft.api.v1.CursorR\x04next\"\xc0\b\n" +
+	"\x04next\x18\x03 \x01(\v2\x13.weft.api.v1.CursorR\x04next\"\xcc\t\n" +
 	"\x06Record\x12%\n" +
 	"\x0esource_address\x18\x01 \x01(\fR\rsourceAddress\x12/\n" +
 	"\x13destination_address\x18\x02 \x01(\fR\x12destinationAddress\x12\x1f\n" +
@@ -3389,7 +4221,17 @@ const file_weft_proto_rawDesc = "" +
 	"\x0esource_process\x18\x1c \x01(\v2\x14.weft.api.v1.ProcessR\rsourceProcess\x12E\n" +
 	"\x13destination_process\x18\x1d \x01(\v2\x14.weft.api.v1.ProcessR\x12destinationProcess\x12+\n" +
 	"\x06source\x18\x1e \x01(\v2\x13.weft.api.v1.EntityR\x06source\x125\n" +
-	"\vdestination\x18\x1f \x01(\v2\x13.weft.api.v1.EntityR\vdestination\"\xd9\x01\n" +
+	"\vdestination\x18\x1f \x01(\v2\x13.weft.api.v1.EntityR\vdestination\x12?\n" +
+	"\rsource_socket\x18  \x01(\v2\x1a.weft.api.v1.SocketFiguresR\fsourceSocket\x12I\n" +
+	"\x12destination_socket\x18! \x01(\v2\x1a.weft.api.v1.SocketFiguresR\x11destinationSocket\"\xcf\x01\n" +
+	"\rSocketFigures\x12 \n" +
+	"\vretransmits\x18\x01 \x01(\x04R\vretransmits\x12\x1f\n" +
+	"\vresets_sent\x18\x02 \x01(\x04R\n" +
+	"resetsSent\x12'\n" +
+	"\x0fresets_received\x18\x03 \x01(\x04R\x0eresetsReceived\x12$\n" +
+	"\x0ercv_queue_full\x18\x04 \x01(\x04R\frcvQueueFull\x12\x14\n" +
+	"\x05errno\x18\x05 \x01(\rR\x05errno\x12\x16\n" +
+	"\x06failed\x18\x06 \x01(\bR\x06failed\"\xd9\x01\n" +
 	"\x03TCP\x12.\n" +
 	"\x06source\x18\x01 \x01(\v2\x16.weft.api.v1.TCPHealthR\x06source\x128\n" +
 	"\vdestination\x18\x02 \x01(\v2\x16.weft.api.v1.TCPHealthR\vdestination\x12!\n" +
@@ -3498,7 +4340,7 @@ const file_weft_proto_rawDesc = "" +
 	"\x06ledger\x18\x01 \x01(\v2\x13.weft.api.v1.LedgerR\x06ledger\"7\n" +
 	"\x05Count\x12\x18\n" +
 	"\apackets\x18\x01 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xb6\x03\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xe3\x03\n" +
 	"\x06Ledger\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\x10R\x02at\x120\n" +
 	"\x06points\x18\x02 \x03(\v2\x18.weft.api.v1.PointLedgerR\x06points\x12,\n" +
@@ -3511,7 +4353,8 @@ const file_weft_proto_rawDesc = "" +
 	"\rtcp_untracked\x18\t \x01(\x04R\ftcpUntracked\x12%\n" +
 	"\x0etcp_overflowed\x18\n" +
 	" \x01(\x04R\rtcpOverflowed\x12\x19\n" +
-	"\btcp_lost\x18\v \x01(\x04R\atcpLost\"\xa1\x01\n" +
+	"\btcp_lost\x18\v \x01(\x04R\atcpLost\x12+\n" +
+	"\x11sockets_unmatched\x18\f \x01(\x04R\x10socketsUnmatched\"\xa1\x01\n" +
 	"\rSourceAccount\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04seen\x18\x02 \x01(\x04R\x04seen\x12\x18\n" +
@@ -3655,12 +4498,82 @@ const file_weft_proto_rawDesc = "" +
 	"\x04live\x18\x02 \x01(\x04R\x04live\x12\x12\n" +
 	"\x04used\x18\x03 \x01(\x04R\x04used\x12\x1c\n" +
 	"\tevictions\x18\x04 \x01(\x04R\tevictions\x12\x17\n" +
-	"\alast_ns\x18\x05 \x01(\x03R\x06lastNs2\x92\x02\n" +
+	"\alast_ns\x18\x05 \x01(\x03R\x06lastNs\"\x11\n" +
+	"\x0fTopologyRequest\"\x96\x01\n" +
+	"\x10TopologyResponse\x12\x0e\n" +
+	"\x02at\x18\x01 \x01(\x10R\x02at\x122\n" +
+	"\x06spaces\x18\x02 \x03(\v2\x1a.weft.api.v1.TopologySpaceR\x06spaces\x12\x12\n" +
+	"\x04over\x18\x03 \x01(\rR\x04over\x12*\n" +
+	"\x03off\x18\x04 \x03(\v2\x18.weft.api.v1.TopologyOffR\x03off\"3\n" +
+	"\vTopologyOff\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\fR\x04name\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\fR\x03why\"\xc3\x01\n" +
+	"\rTopologySpace\x12\x14\n" +
+	"\x05netns\x18\x01 \x01(\x04R\x05netns\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\x12\x10\n" +
+	"\x03own\x18\x03 \x01(\bR\x03own\x12\x12\n" +
+	"\x04host\x18\x04 \x01(\bR\x04host\x12+\n" +
+	"\x06entity\x18\x05 \x01(\v2\x13.weft.api.v1.EntityR\x06entity\x125\n" +
+	"\adevices\x18\x06 \x03(\v2\x1b.weft.api.v1.TopologyDeviceR\adevices\"\x91\a\n" +
+	"\x0eTopologyDevice\x12\x18\n" +
+	"\aifindex\x18\x01 \x01(\rR\aifindex\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\fR\x04name\x12\x14\n" +
+	"\x05alias\x18\x03 \x01(\fR\x05alias\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04mode\x18\x05 \x01(\tR\x04mode\x12\x10\n" +
+	"\x03mac\x18\x06 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03mtu\x18\a \x01(\rR\x03mtu\x12\x0e\n" +
+	"\x02up\x18\b \x01(\bR\x02up\x12\x18\n" +
+	"\acarrier\x18\t \x01(\bR\acarrier\x12\x1a\n" +
+	"\bloopback\x18\n" +
+	" \x01(\bR\bloopback\x12\x16\n" +
+	"\x06master\x18\v \x01(\rR\x06master\x12\x12\n" +
+	"\x04port\x18\f \x01(\tR\x04port\x120\n" +
+	"\x05under\x18\r \x01(\v2\x1a.weft.api.v1.TopologyPlaceR\x05under\x12,\n" +
+	"\x03far\x18\x0e \x01(\v2\x1a.weft.api.v1.TopologyPlaceR\x03far\x12\x16\n" +
+	"\x06unseen\x18\x0f \x01(\tR\x06unseen\x12\x12\n" +
+	"\x04vlan\x18\x10 \x01(\rR\x04vlan\x12#\n" +
+	"\rvlan_protocol\x18\x11 \x01(\tR\fvlanProtocol\x12\x14\n" +
+	"\x05table\x18\x12 \x01(\rR\x05table\x123\n" +
+	"\x06tunnel\x18\x13 \x01(\v2\x1b.weft.api.v1.TopologyTunnelR\x06tunnel\x12*\n" +
+	"\x03tap\x18\x14 \x01(\v2\x18.weft.api.v1.TopologyTapR\x03tap\x12\x1c\n" +
+	"\taddresses\x18\x15 \x03(\tR\taddresses\x12\x10\n" +
+	"\x03bus\x18\x16 \x01(\tR\x03bus\x12\x1f\n" +
+	"\vbus_address\x18\x17 \x01(\tR\n" +
+	"busAddress\x12\x16\n" +
+	"\x06driver\x18\x18 \x01(\tR\x06driver\x12\x1d\n" +
+	"\n" +
+	"speed_mbps\x18\x19 \x01(\rR\tspeedMbps\x12+\n" +
+	"\x11physical_function\x18\x1a \x01(\tR\x10physicalFunction\x12+\n" +
+	"\x11virtual_functions\x18\x1b \x01(\rR\x10virtualFunctions\x12\x14\n" +
+	"\x05layer\x18\x1c \x01(\rR\x05layer\x12\x1e\n" +
+	"\n" +
+	"confidence\x18\x1d \x01(\rR\n" +
+	"confidence\x12\x10\n" +
+	"\x03why\x18\x1e \x01(\fR\x03why\x12+\n" +
+	"\x06behind\x18\x1f \x01(\v2\x13.weft.api.v1.EntityR\x06behind\"?\n" +
+	"\rTopologyPlace\x12\x14\n" +
+	"\x05netns\x18\x01 \x01(\x04R\x05netns\x12\x18\n" +
+	"\aifindex\x18\x02 \x01(\rR\aifindex\"~\n" +
+	"\x0eTopologyTunnel\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x14\n" +
+	"\x05local\x18\x02 \x01(\tR\x05local\x12\x16\n" +
+	"\x06remote\x18\x03 \x01(\tR\x06remote\x12\x12\n" +
+	"\x04port\x18\x04 \x01(\rR\x04port\x12\x1a\n" +
+	"\bexternal\x18\x05 \x01(\bR\bexternal\"q\n" +
+	"\vTopologyTap\x12\x1e\n" +
+	"\n" +
+	"persistent\x18\x01 \x01(\bR\n" +
+	"persistent\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\rR\x05owner\x12\x14\n" +
+	"\x05group\x18\x03 \x01(\rR\x05group\x12\x16\n" +
+	"\x06queues\x18\x04 \x01(\rR\x06queues2\xdb\x02\n" +
 	"\x04Weft\x12F\n" +
 	"\aObserve\x12\x1b.weft.api.v1.ObserveRequest\x1a\x1c.weft.api.v1.ObserveResponse0\x01\x12C\n" +
 	"\x06Ledger\x12\x1a.weft.api.v1.LedgerRequest\x1a\x1b.weft.api.v1.LedgerResponse0\x01\x12:\n" +
 	"\x03Top\x12\x17.weft.api.v1.TopRequest\x1a\x18.weft.api.v1.TopResponse0\x01\x12A\n" +
-	"\x06Status\x12\x1a.weft.api.v1.StatusRequest\x1a\x1b.weft.api.v1.StatusResponseB\x17Z\x15weft/exporter/api;apib\x06proto3"
+	"\x06Status\x12\x1a.weft.api.v1.StatusRequest\x1a\x1b.weft.api.v1.StatusResponse\x12G\n" +
+	"\bTopology\x12\x1c.weft.api.v1.TopologyRequest\x1a\x1d.weft.api.v1.TopologyResponseB\x17Z\x15weft/exporter/api;apib\x06proto3"
 
 var (
 	file_weft_proto_rawDescOnce sync.Once
@@ -3674,105 +4587,127 @@ func file_weft_proto_rawDescGZIP() []byte {
 	return file_weft_proto_rawDescData
 }
 
-var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_weft_proto_goTypes = []any{
-	(*ObserveRequest)(nil),  // 0: weft.api.v1.ObserveRequest
-	(*Cursor)(nil),          // 1: weft.api.v1.Cursor
-	(*Term)(nil),            // 2: weft.api.v1.Term
-	(*ObserveResponse)(nil), // 3: weft.api.v1.ObserveResponse
-	(*Record)(nil),          // 4: weft.api.v1.Record
-	(*TCP)(nil),             // 5: weft.api.v1.TCP
-	(*TCPHealth)(nil),       // 6: weft.api.v1.TCPHealth
-	(*DNS)(nil),             // 7: weft.api.v1.DNS
-	(*DNSRcode)(nil),        // 8: weft.api.v1.DNSRcode
-	(*DNSQuestion)(nil),     // 9: weft.api.v1.DNSQuestion
-	(*Process)(nil),         // 10: weft.api.v1.Process
-	(*Hop)(nil),             // 11: weft.api.v1.Hop
-	(*Entity)(nil),          // 12: weft.api.v1.Entity
-	(*Label)(nil),           // 13: weft.api.v1.Label
-	(*LedgerRequest)(nil),   // 14: weft.api.v1.LedgerRequest
-	(*LedgerResponse)(nil),  // 15: weft.api.v1.LedgerResponse
-	(*Count)(nil),           // 16: weft.api.v1.Count
-	(*Ledger)(nil),          // 17: weft.api.v1.Ledger
-	(*SourceAccount)(nil),   // 18: weft.api.v1.SourceAccount
-	(*DeviceDrops)(nil),     // 19: weft.api.v1.DeviceDrops
-	(*PointLedger)(nil),     // 20: weft.api.v1.PointLedger
-	(*Point)(nil),           // 21: weft.api.v1.Point
-	(*Skipped)(nil),         // 22: weft.api.v1.Skipped
-	(*SinkAccount)(nil),     // 23: weft.api.v1.SinkAccount
-	(*TopRequest)(nil),      // 24: weft.api.v1.TopRequest
-	(*TopResponse)(nil),     // 25: weft.api.v1.TopResponse
-	(*TopRow)(nil),          // 26: weft.api.v1.TopRow
-	(*StatusRequest)(nil),   // 27: weft.api.v1.StatusRequest
-	(*StatusResponse)(nil),  // 28: weft.api.v1.StatusResponse
-	(*Setting)(nil),         // 29: weft.api.v1.Setting
-	(*SinkStatus)(nil),      // 30: weft.api.v1.SinkStatus
-	(*MemoryUse)(nil),       // 31: weft.api.v1.MemoryUse
-	(*PointStatus)(nil),     // 32: weft.api.v1.PointStatus
-	(*ProgramStatus)(nil),   // 33: weft.api.v1.ProgramStatus
-	(*Capability)(nil),      // 34: weft.api.v1.Capability
-	(*DrainStatus)(nil),     // 35: weft.api.v1.DrainStatus
-	nil,                     // 36: weft.api.v1.SinkAccount.LostEntry
+	(*ObserveRequest)(nil),   // 0: weft.api.v1.ObserveRequest
+	(*Cursor)(nil),           // 1: weft.api.v1.Cursor
+	(*Term)(nil),             // 2: weft.api.v1.Term
+	(*ObserveResponse)(nil),  // 3: weft.api.v1.ObserveResponse
+	(*Record)(nil),           // 4: weft.api.v1.Record
+	(*SocketFigures)(nil),    // 5: weft.api.v1.SocketFigures
+	(*TCP)(nil),              // 6: weft.api.v1.TCP
+	(*TCPHealth)(nil),        // 7: weft.api.v1.TCPHealth
+	(*DNS)(nil),              // 8: weft.api.v1.DNS
+	(*DNSRcode)(nil),         // 9: weft.api.v1.DNSRcode
+	(*DNSQuestion)(nil),      // 10: weft.api.v1.DNSQuestion
+	(*Process)(nil),          // 11: weft.api.v1.Process
+	(*Hop)(nil),              // 12: weft.api.v1.Hop
+	(*Entity)(nil),           // 13: weft.api.v1.Entity
+	(*Label)(nil),            // 14: weft.api.v1.Label
+	(*LedgerRequest)(nil),    // 15: weft.api.v1.LedgerRequest
+	(*LedgerResponse)(nil),   // 16: weft.api.v1.LedgerResponse
+	(*Count)(nil),            // 17: weft.api.v1.Count
+	(*Ledger)(nil),           // 18: weft.api.v1.Ledger
+	(*SourceAccount)(nil),    // 19: weft.api.v1.SourceAccount
+	(*DeviceDrops)(nil),      // 20: weft.api.v1.DeviceDrops
+	(*PointLedger)(nil),      // 21: weft.api.v1.PointLedger
+	(*Point)(nil),            // 22: weft.api.v1.Point
+	(*Skipped)(nil),          // 23: weft.api.v1.Skipped
+	(*SinkAccount)(nil),      // 24: weft.api.v1.SinkAccount
+	(*TopRequest)(nil),       // 25: weft.api.v1.TopRequest
+	(*TopResponse)(nil),      // 26: weft.api.v1.TopResponse
+	(*TopRow)(nil),           // 27: weft.api.v1.TopRow
+	(*StatusRequest)(nil),    // 28: weft.api.v1.StatusRequest
+	(*StatusResponse)(nil),   // 29: weft.api.v1.StatusResponse
+	(*Setting)(nil),          // 30: weft.api.v1.Setting
+	(*SinkStatus)(nil),       // 31: weft.api.v1.SinkStatus
+	(*MemoryUse)(nil),        // 32: weft.api.v1.MemoryUse
+	(*PointStatus)(nil),      // 33: weft.api.v1.PointStatus
+	(*ProgramStatus)(nil),    // 34: weft.api.v1.ProgramStatus
+	(*Capability)(nil),       // 35: weft.api.v1.Capability
+	(*DrainStatus)(nil),      // 36: weft.api.v1.DrainStatus
+	(*TopologyRequest)(nil),  // 37: weft.api.v1.TopologyRequest
+	(*TopologyResponse)(nil), // 38: weft.api.v1.TopologyResponse
+	(*TopologyOff)(nil),      // 39: weft.api.v1.TopologyOff
+	(*TopologySpace)(nil),    // 40: weft.api.v1.TopologySpace
+	(*TopologyDevice)(nil),   // 41: weft.api.v1.TopologyDevice
+	(*TopologyPlace)(nil),    // 42: weft.api.v1.TopologyPlace
+	(*TopologyTunnel)(nil),   // 43: weft.api.v1.TopologyTunnel
+	(*TopologyTap)(nil),      // 44: weft.api.v1.TopologyTap
+	nil,                      // 45: weft.api.v1.SinkAccount.LostEntry
 }
 var file_weft_proto_depIdxs = []int32{
 	2,  // 0: weft.api.v1.ObserveRequest.terms:type_name -> weft.api.v1.Term
 	1,  // 1: weft.api.v1.ObserveRequest.after:type_name -> weft.api.v1.Cursor
 	4,  // 2: weft.api.v1.ObserveResponse.records:type_name -> weft.api.v1.Record
 	1,  // 3: weft.api.v1.ObserveResponse.next:type_name -> weft.api.v1.Cursor
-	11, // 4: weft.api.v1.Record.hops:type_name -> weft.api.v1.Hop
-	5,  // 5: weft.api.v1.Record.tcp:type_name -> weft.api.v1.TCP
-	7,  // 6: weft.api.v1.Record.dns:type_name -> weft.api.v1.DNS
-	10, // 7: weft.api.v1.Record.source_process:type_name -> weft.api.v1.Process
-	10, // 8: weft.api.v1.Record.destination_process:type_name -> weft.api.v1.Process
-	12, // 9: weft.api.v1.Record.source:type_name -> weft.api.v1.Entity
-	12, // 10: weft.api.v1.Record.destination:type_name -> weft.api.v1.Entity
-	6,  // 11: weft.api.v1.TCP.source:type_name -> weft.api.v1.TCPHealth
-	6,  // 12: weft.api.v1.TCP.destination:type_name -> weft.api.v1.TCPHealth
-	8,  // 13: weft.api.v1.DNS.rcodes:type_name -> weft.api.v1.DNSRcode
-	9,  // 14: weft.api.v1.DNS.questions:type_name -> weft.api.v1.DNSQuestion
-	13, // 15: weft.api.v1.Entity.labels:type_name -> weft.api.v1.Label
-	17, // 16: weft.api.v1.LedgerResponse.ledger:type_name -> weft.api.v1.Ledger
-	20, // 17: weft.api.v1.Ledger.points:type_name -> weft.api.v1.PointLedger
-	20, // 18: weft.api.v1.Ledger.gone:type_name -> weft.api.v1.PointLedger
-	23, // 19: weft.api.v1.Ledger.sinks:type_name -> weft.api.v1.SinkAccount
-	18, // 20: weft.api.v1.Ledger.sources:type_name -> weft.api.v1.SourceAccount
-	19, // 21: weft.api.v1.Ledger.devices:type_name -> weft.api.v1.DeviceDrops
-	21, // 22: weft.api.v1.DeviceDrops.at:type_name -> weft.api.v1.Point
-	21, // 23: weft.api.v1.PointLedger.at:type_name -> weft.api.v1.Point
-	16, // 24: weft.api.v1.PointLedger.seen:type_name -> weft.api.v1.Count
-	16, // 25: weft.api.v1.PointLedger.gso:type_name -> weft.api.v1.Count
-	16, // 26: weft.api.v1.PointLedger.flows:type_name -> weft.api.v1.Count
-	16, // 27: weft.api.v1.PointLedger.recorded:type_name -> weft.api.v1.Count
-	16, // 28: weft.api.v1.PointLedger.open:type_name -> weft.api.v1.Count
-	22, // 29: weft.api.v1.PointLedger.skipped:type_name -> weft.api.v1.Skipped
-	16, // 30: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
-	16, // 31: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
-	36, // 32: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
-	2,  // 33: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
-	26, // 34: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
-	26, // 35: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
-	29, // 36: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
-	30, // 37: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
-	31, // 38: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
-	32, // 39: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
-	33, // 40: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
-	34, // 41: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
-	35, // 42: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
-	23, // 43: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
-	21, // 44: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
-	0,  // 45: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
-	14, // 46: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
-	24, // 47: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
-	27, // 48: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
-	3,  // 49: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
-	15, // 50: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
-	25, // 51: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
-	28, // 52: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
-	49, // [49:53] is the sub-list for method output_type
-	45, // [45:49] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	12, // 4: weft.api.v1.Record.hops:type_name -> weft.api.v1.Hop
+	6,  // 5: weft.api.v1.Record.tcp:type_name -> weft.api.v1.TCP
+	8,  // 6: weft.api.v1.Record.dns:type_name -> weft.api.v1.DNS
+	11, // 7: weft.api.v1.Record.source_process:type_name -> weft.api.v1.Process
+	11, // 8: weft.api.v1.Record.destination_process:type_name -> weft.api.v1.Process
+	13, // 9: weft.api.v1.Record.source:type_name -> weft.api.v1.Entity
+	13, // 10: weft.api.v1.Record.destination:type_name -> weft.api.v1.Entity
+	5,  // 11: weft.api.v1.Record.source_socket:type_name -> weft.api.v1.SocketFigures
+	5,  // 12: weft.api.v1.Record.destination_socket:type_name -> weft.api.v1.SocketFigures
+	7,  // 13: weft.api.v1.TCP.source:type_name -> weft.api.v1.TCPHealth
+	7,  // 14: weft.api.v1.TCP.destination:type_name -> weft.api.v1.TCPHealth
+	9,  // 15: weft.api.v1.DNS.rcodes:type_name -> weft.api.v1.DNSRcode
+	10, // 16: weft.api.v1.DNS.questions:type_name -> weft.api.v1.DNSQuestion
+	14, // 17: weft.api.v1.Entity.labels:type_name -> weft.api.v1.Label
+	18, // 18: weft.api.v1.LedgerResponse.ledger:type_name -> weft.api.v1.Ledger
+	21, // 19: weft.api.v1.Ledger.points:type_name -> weft.api.v1.PointLedger
+	21, // 20: weft.api.v1.Ledger.gone:type_name -> weft.api.v1.PointLedger
+	24, // 21: weft.api.v1.Ledger.sinks:type_name -> weft.api.v1.SinkAccount
+	19, // 22: weft.api.v1.Ledger.sources:type_name -> weft.api.v1.SourceAccount
+	20, // 23: weft.api.v1.Ledger.devices:type_name -> weft.api.v1.DeviceDrops
+	22, // 24: weft.api.v1.DeviceDrops.at:type_name -> weft.api.v1.Point
+	22, // 25: weft.api.v1.PointLedger.at:type_name -> weft.api.v1.Point
+	17, // 26: weft.api.v1.PointLedger.seen:type_name -> weft.api.v1.Count
+	17, // 27: weft.api.v1.PointLedger.gso:type_name -> weft.api.v1.Count
+	17, // 28: weft.api.v1.PointLedger.flows:type_name -> weft.api.v1.Count
+	17, // 29: weft.api.v1.PointLedger.recorded:type_name -> weft.api.v1.Count
+	17, // 30: weft.api.v1.PointLedger.open:type_name -> weft.api.v1.Count
+	23, // 31: weft.api.v1.PointLedger.skipped:type_name -> weft.api.v1.Skipped
+	17, // 32: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
+	17, // 33: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
+	45, // 34: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
+	2,  // 35: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
+	27, // 36: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
+	27, // 37: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
+	30, // 38: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
+	31, // 39: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
+	32, // 40: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
+	33, // 41: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
+	34, // 42: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
+	35, // 43: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
+	36, // 44: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
+	24, // 45: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
+	22, // 46: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
+	40, // 47: weft.api.v1.TopologyResponse.spaces:type_name -> weft.api.v1.TopologySpace
+	39, // 48: weft.api.v1.TopologyResponse.off:type_name -> weft.api.v1.TopologyOff
+	13, // 49: weft.api.v1.TopologySpace.entity:type_name -> weft.api.v1.Entity
+	41, // 50: weft.api.v1.TopologySpace.devices:type_name -> weft.api.v1.TopologyDevice
+	42, // 51: weft.api.v1.TopologyDevice.under:type_name -> weft.api.v1.TopologyPlace
+	42, // 52: weft.api.v1.TopologyDevice.far:type_name -> weft.api.v1.TopologyPlace
+	43, // 53: weft.api.v1.TopologyDevice.tunnel:type_name -> weft.api.v1.TopologyTunnel
+	44, // 54: weft.api.v1.TopologyDevice.tap:type_name -> weft.api.v1.TopologyTap
+	13, // 55: weft.api.v1.TopologyDevice.behind:type_name -> weft.api.v1.Entity
+	0,  // 56: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
+	15, // 57: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
+	25, // 58: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
+	28, // 59: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
+	37, // 60: weft.api.v1.Weft.Topology:input_type -> weft.api.v1.TopologyRequest
+	3,  // 61: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
+	16, // 62: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
+	26, // 63: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
+	29, // 64: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
+	38, // 65: weft.api.v1.Weft.Topology:output_type -> weft.api.v1.TopologyResponse
+	61, // [61:66] is the sub-list for method output_type
+	56, // [56:61] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_weft_proto_init() }
@@ -3786,7 +4721,7 @@ func file_weft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_proto_rawDesc), len(file_weft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

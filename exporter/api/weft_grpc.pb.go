@@ -25,10 +25,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Weft_Observe_FullMethodName = "/weft.api.v1.Weft/Observe"
-	Weft_Ledger_FullMethodName  = "/weft.api.v1.Weft/Ledger"
-	Weft_Top_FullMethodName     = "/weft.api.v1.Weft/Top"
-	Weft_Status_FullMethodName  = "/weft.api.v1.Weft/Status"
+	Weft_Observe_FullMethodName  = "/weft.api.v1.Weft/Observe"
+	Weft_Ledger_FullMethodName   = "/weft.api.v1.Weft/Ledger"
+	Weft_Top_FullMethodName      = "/weft.api.v1.Weft/Top"
+	Weft_Status_FullMethodName   = "/weft.api.v1.Weft/Status"
+	Weft_Topology_FullMethodName = "/weft.api.v1.Weft/Topology"
 )
 
 // WeftClient is the client API for Weft service.
@@ -43,6 +44,8 @@ type WeftClient interface {
 	Top(ctx context.Context, in *TopRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TopResponse], error)
 	// Status says what is attached, what it costs and what is off.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	// Topology is the devices of every network namespace that can be seen, and who is behind them.
+	Topology(ctx context.Context, in *TopologyRequest, opts ...grpc.CallOption) (*TopologyResponse, error)
 }
 
 type weftClient struct {
@@ -120,6 +123,16 @@ func (c *weftClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *weftClient) Topology(ctx context.Context, in *TopologyRequest, opts ...grpc.CallOption) (*TopologyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TopologyResponse)
+	err := c.cc.Invoke(ctx, Weft_Topology_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // WeftServer is the server API for Weft service.
 // All implementations must embed UnimplementedWeftServer
 // for forward compatibility.
@@ -132,6 +145,8 @@ type WeftServer interface {
 	Top(*TopRequest, grpc.ServerStreamingServer[TopResponse]) error
 	// Status says what is attached, what it costs and what is off.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	// Topology is the devices of every network namespace that can be seen, and who is behind them.
+	Topology(context.Context, *TopologyRequest) (*TopologyResponse, error)
 	mustEmbedUnimplementedWeftServer()
 }
 
@@ -153,6 +168,9 @@ func (UnimplementedWeftServer) Top(*TopRequest, grpc.ServerStreamingServer[TopRe
 }
 func (UnimplementedWeftServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedWeftServer) Topology(context.Context, *TopologyRequest) (*TopologyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Topology not implemented")
 }
 func (UnimplementedWeftServer) mustEmbedUnimplementedWeftServer() {}
 func (UnimplementedWeftServer) testEmbeddedByValue()              {}
@@ -226,6 +244,24 @@ func _Weft_Status_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Weft_Topology_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TopologyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WeftServer).Topology(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Weft_Topology_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WeftServer).Topology(ctx, req.(*TopologyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Weft_ServiceDesc is the grpc.ServiceDesc for Weft service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -236,6 +272,10 @@ var Weft_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Status",
 			Handler:    _Weft_Status_Handler,
+		},
+		{
+			MethodName: "Topology",
+			Handler:    _Weft_Topology_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -40,6 +40,9 @@ func (g *global) sourceTables(l *flows.Ledger) error {
 		fmt.Fprintf(g.stdout, "\nTCP not measured: %d packets without a line, %d times without a server, %d times in no histogram\n",
 			l.TCP.Untracked, l.TCP.Overflowed, l.TCP.Lost)
 	}
+	if l.SocketsUnmatched > 0 {
+		fmt.Fprintf(g.stdout, "\nSockets: %d events of flows that no watched device saw\n", l.SocketsUnmatched)
+	}
 	return nil
 }
 

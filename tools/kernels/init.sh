@@ -17,7 +17,7 @@ ip link set lo up
 echo "### booted after $(cut -d' ' -f1 /proc/uptime) s"
 worst=0
 for t in /*.test; do
-	cd / && WEFT_EMULATED=1 "$t" -test.v -test.short -test.timeout 330s || worst=1
+	cd / && WEFT_EMULATED=1 "$t" -test.v -test.short -test.timeout 500s || worst=1
 	echo "### $t done after $(cut -d' ' -f1 /proc/uptime) s"
 done
 ip link add wire0 type veth peer name wire1

@@ -67,6 +67,7 @@ func defaultConfig() Config {
 			Interval:      time.Second,
 			XDP:           dataplane.XDPOff,
 			TCP:           true,
+			Sockets:       true,
 			Slots:         65536,
 			MaxMemory:     64 << 20,
 			MaxInterfaces: 2048,

@@ -66,6 +66,7 @@ var keys = []key{
 	word("dataplane.tcp", func(c *Config) *bool { return &c.Dataplane.TCP }, choice[bool]{"on", true}, choice[bool]{"off", false}),
 	word("dataplane.dns", func(c *Config) *bool { return &c.Dataplane.DNS }, choice[bool]{"off", false}, choice[bool]{"on", true}),
 	word("dataplane.drops", func(c *Config) *bool { return &c.Dataplane.Drops }, choice[bool]{"off", false}, choice[bool]{"on", true}),
+	word("dataplane.sockets", func(c *Config) *bool { return &c.Dataplane.Sockets }, choice[bool]{"on", true}, choice[bool]{"off", false}),
 	number("dataplane.max_interfaces", func(c *Config) *int { return &c.Dataplane.MaxInterfaces }, 4, 8192),
 
 	duration("flows.active_timeout", func(c *Config) *time.Duration { return &c.Table.ActiveTimeout }, 100*time.Millisecond, 24*time.Hour),
