@@ -88,6 +88,15 @@ func sizeFor(o *Options, cpus int) sizes {
 	return s
 }
 
+// leastMemory is the smallest MaxMemory, to 64 KiB, that holds what o asks for.
+func leastMemory(o *Options, cpus int) int {
+	try := *o
+	for sizeFor(&try, cpus).total() > try.MaxMemory {
+		try.MaxMemory += 64 << 10
+	}
+	return try.MaxMemory
+}
+
 func (s sizes) counters() int { return s.places * (s.cpus*placeBytes + s.shards*hooks*rareBytes) }
 
 func (s sizes) total() int {
@@ -172,6 +181,9 @@ func loadObjects(o *Options, off func(Capability)) (*objects, error) {
 		}
 	}
 	size := sizeFor(o, cpus)
+	if size.total() > o.MaxMemory {
+		return nil, wrong("maximum memory %d bytes: use at least %d with these options on %d CPUs", o.MaxMemory, leastMemory(o, cpus), cpus)
+	}
 	objs, err := loadBackend(backend, size, o.XDP != XDPOff, off)
 	if err != nil && size.tcp && backend == BackendSlots {
 		// without it, or with the same refusal, which is then not its own

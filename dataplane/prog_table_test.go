@@ -5,7 +5,10 @@ package dataplane
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -232,6 +235,13 @@ func TestHashSpreadsKeys(t *testing.T) {
 
 func TestMemoryStaysWithinItsBound(t *testing.T) {
 	for _, cpus := range []int{1, 2, 3, 8, 64, 96, 128} {
+		everything := Options{TCP: true, Drops: true, DNS: true, Sockets: true}
+		if err := everything.setDefaults(); err != nil {
+			t.Fatal(err)
+		}
+		if s := sizeFor(&everything, cpus); s.total() > defaultMaxMemory || s.slots < 512 {
+			t.Errorf("%d CPUs, all options: got %d bytes and %d slots a CPU, want at most %d bytes", cpus, s.total(), s.slots, defaultMaxMemory)
+		}
 		o := Options{}
 		if err := o.setDefaults(); err != nil {
 			t.Fatal(err)
@@ -244,6 +254,25 @@ func TestMemoryStaysWithinItsBound(t *testing.T) {
 			t.Errorf("%d CPUs: got %d slots and %d places a CPU, too few to be useful", cpus, s.slots, s.places)
 		}
 		t.Logf("%d CPUs: %+v, %d KiB", cpus, s, s.total()>>10)
+	}
+}
+
+// A bound that cannot be kept is refused, with one that can.
+func TestTooLittleMemoryIsRefused(t *testing.T) {
+	o := Options{TCP: true, Drops: true, DNS: true, Sockets: true, MaxMemory: minMemory}
+	if err := o.setDefaults(); err != nil {
+		t.Fatal(err)
+	}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		t.Fatal(err)
+	}
+	least := leastMemory(&o, cpus)
+	if _, err := loadObjects(&o, func(Capability) {}); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), strconv.Itoa(least)) {
+		t.Errorf("all options in %d bytes: got %v, want an error of the options with %d", o.MaxMemory, err, least)
+	}
+	if o.MaxMemory = least; sizeFor(&o, cpus).total() > least {
+		t.Errorf("got %d bytes, want at most %d", sizeFor(&o, cpus).total(), least)
 	}
 }
 

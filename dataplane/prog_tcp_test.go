@@ -444,7 +444,8 @@ func TestServersWithoutRoomShareOneHistogram(t *testing.T) {
 			}
 		}
 	}
-	if want := uint64(2 * (times + more)); sum != want || overflow != acct.TCP.Overflowed || entries > times {
+	measured := times + more - acct.TCP.Untracked/3 // some find no line for any of their three packets
+	if want := 2 * measured; sum != want || overflow != acct.TCP.Overflowed || entries > times {
 		t.Errorf("got %d times in %d histograms, %d of them without a server; want %d in at most %d, and %d", sum, entries, overflow, want, times, acct.TCP.Overflowed)
 	}
 }
@@ -479,4 +480,115 @@ func TestPacketsAtBothHooksAreReadOnce(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A later fragment has no TCP header: it closes no window and acknowledges nothing.
+func TestLaterFragmentsAreNotMeasured(t *testing.T) {
+	k := newTalk(t, false)
+	k.open(0, 0)
+	for id := range uint16(3) {
+		numbered := func(frag uint16) func(h []byte) {
+			return func(h []byte) {
+				binary.BigEndian.PutUint16(h[4:], 100+id)
+				binary.BigEndian.PutUint16(h[6:], frag)
+			}
+		}
+		h := k.header(k.client, k.server, 100)
+		k.run(flows.HookIngress, frame(ethIPv4, ip4(6, len(h), numbered(0x2000)), h), 1, nil)
+		k.run(flows.HookIngress, frame(ethIPv4, ip4(6, 80, numbered(uint16(len(h)/8))), make([]byte, 80)), 1, nil)
+		k.client += 180
+		k.fromServer(flows.FlagACK, 0)
+	}
+	k.sum()
+	k.counts(flows.HookIngress, flows.TCPHealth{})
+	k.counts(flows.HookEgress, flows.TCPHealth{})
+}
+
+// header is a segment of n bytes from the client.
+func (k *talk) header(seq, ack uint32, n int) []byte {
+	h := tcp(flows.FlagACK)
+	binary.BigEndian.PutUint16(h[0:], k.cport)
+	binary.BigEndian.PutUint16(h[2:], k.sport)
+	binary.BigEndian.PutUint32(h[4:], seq)
+	binary.BigEndian.PutUint32(h[8:], ack)
+	binary.BigEndian.PutUint16(h[14:], k.window)
+	return append(h, make([]byte, n)...)
+}
+
+// A byte that is sent again is no keep-alive: it was pushed, or not acknowledged.
+func TestSingleBytesSentAgainAreCountedAndNotTimed(t *testing.T) {
+	for name, flags := range map[string]byte{"pushed": flows.FlagACK | flows.FlagPSH, "not acknowledged": flows.FlagACK} {
+		t.Run(name, func(t *testing.T) {
+			k := newTalk(t, false)
+			k.open(0, 0)
+			waitJiffies(t, k.harness, 2)
+			k.fromClient(flags, 1)
+			k.segment(true, k.client-1, k.server, flags, 1)
+			k.fromServer(flows.FlagACK, 0)
+			k.sum()
+			k.counts(flows.HookIngress, flows.TCPHealth{Retransmits: 1})
+			if got := k.health[flows.HookEgress].RTT.Count; got != 0 {
+				t.Errorf("round trips: got %d, want none: which copy was acknowledged is not known", got)
+			}
+		})
+	}
+}
+
+// What did not pass here and was acknowledged is not missing: round trips go on.
+func TestAcknowledgedGapsAreForgotten(t *testing.T) {
+	begin := map[string]func(k *talk){
+		"segments took another way":  func(k *talk) { k.open(0, 0); k.client += 1000 },
+		"a keep-alive was the first": func(k *talk) { k.segment(true, k.client-1, k.server, flows.FlagACK, 0); k.fromServer(flows.FlagACK, 0) },
+	}
+	for name, begin := range begin {
+		t.Run(name, func(t *testing.T) {
+			k := newTalk(t, false)
+			begin(k)
+			for range 4 {
+				waitJiffies(t, k.harness, 2)
+				k.fromClient(flows.FlagACK, 100)
+				k.fromServer(flows.FlagACK, 0)
+			}
+			k.sum()
+			if got := k.health[flows.HookEgress].RTT.Count; got != 3 {
+				t.Errorf("round trips: got %d of 4 segments, want 3: the first was behind a gap", got)
+			}
+			k.counts(flows.HookIngress, flows.TCPHealth{})
+		})
+	}
+}
+
+// The acknowledgement that ended the probe may have been lost with what is missing.
+func TestAnswersBehindAGapAreNotTimed(t *testing.T) {
+	k := newTalk(t, false)
+	k.open(0, 0)
+	waitJiffies(t, k.harness, 2)
+	k.fromClient(flows.FlagACK, 100)
+	k.server += 1000
+	k.fromServer(flows.FlagACK, 1000)
+	k.sum()
+	if got := k.health[flows.HookEgress].RTT.Count; got != 0 {
+		t.Errorf("round trips: got %d, want none", got)
+	}
+}
+
+// A receiver puts segments together: of such a frame, only what passed before was sent
+// again, and only what was missing was lost.
+func TestFramesOfOldAndNewSegmentsCountTheOld(t *testing.T) {
+	k := newTalk(t, false)
+	k.open(20*time.Millisecond, 20*time.Millisecond)
+	send := func(seq uint32, segments int) {
+		h := k.header(seq, k.server, 300*segments)
+		k.run(flows.HookIngress, frame(ethIPv4, ip4(6, len(h), func([]byte) {}), h), 1, &wireContext{gsoSegs: uint32(segments), gsoSize: 300})
+	}
+	at := k.client
+	send(at, 2)
+	send(at+300, 4) // the second again, and three new ones
+	k.sum()
+	k.counts(flows.HookIngress, flows.TCPHealth{Retransmits: 1})
+	send(at+1800, 2) // one is missing
+	time.Sleep(60 * time.Millisecond)
+	send(at+1500, 4) // it, both after it, and a new one
+	k.sum()
+	k.counts(flows.HookIngress, flows.TCPHealth{Retransmits: 3, Lost: 1})
 }

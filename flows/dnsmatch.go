@@ -14,6 +14,10 @@ const (
 	// dnsRemember is for how many time-outs a question is known after it was answered or
 	// timed out: a late answer is then told from one that nobody asked for.
 	dnsRemember = 2
+	// maxDNSAlike bounds the questions with the same ports and id, among which one is
+	// searched: one that was answered or timed out gives way, else a further one is
+	// counted as Overflow.
+	maxDNSAlike = 64
 	// maxDNSPeriods bounds the conversations that wait for their record with DNS figures:
 	// those of a further one are counted as Unrecorded. About 250 bytes each.
 	maxDNSPeriods = 1 << 16
@@ -247,6 +251,9 @@ func (d *dnsMatcher) expire(read, now int64) {
 
 // add follows a question that is new; 0: there is no room.
 func (d *dnsMatcher) add(m *DNSMessage, k *dnsKey) uint32 {
+	if !d.roomAlike(k) {
+		return 0
+	}
 	if d.questions.taken() >= maxDNSQuestions {
 		if d.done.first == 0 {
 			return 0
@@ -261,6 +268,23 @@ func (d *dnsMatcher) add(m *DNSMessage, k *dnsKey) uint32 {
 	d.index[*k] = i
 	d.waiting.push(&d.questions, i)
 	return i
+}
+
+// roomAlike makes room for one more question with that key.
+func (d *dnsMatcher) roomAlike(k *dnsKey) bool {
+	n, done := 0, uint32(0)
+	for i := d.index[*k]; i != 0; i = d.questions.at(i).also {
+		if n++; d.questions.at(i).isDone {
+			done = i
+		}
+	}
+	if n < maxDNSAlike {
+		return true
+	}
+	if done != 0 {
+		d.drop(done)
+	}
+	return done != 0
 }
 
 // drop forgets the question with index i, which is done.

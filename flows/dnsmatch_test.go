@@ -256,6 +256,32 @@ func TestFloodOfQuestionsIsBounded(t *testing.T) {
 	}
 }
 
+// TestAlikeQuestionsAreBounded: names without end under the same ports and id cost no
+// search through all of them, and those that are done give way.
+func TestAlikeQuestionsAreBounded(t *testing.T) {
+	d := newDNSMatcher(0)
+	const flood = 1000
+	ask := func(i int, when int64) {
+		m := asks(dnsNear, 7, fmt.Sprint("name", i), when)
+		d.message(&m, 0)
+	}
+	for i := range flood {
+		ask(i, int64(i))
+	}
+	if n, over := d.questions.taken(), d.figures.Overflow; n != maxDNSAlike || over != flood-maxDNSAlike {
+		t.Errorf("got %d followed and %d not, want %d and %d", n, over, maxDNSAlike, flood-maxDNSAlike)
+	}
+	d.expire(6*dnsSecond, 0) // all are done, and known for a while
+	for i := range 10 {
+		ask(flood+i, 6*dnsSecond)
+	}
+	reply := answers(dnsNear, 7, fmt.Sprint("name", flood), 6*dnsSecond+5, 0)
+	d.message(&reply, 0)
+	if n, over := d.questions.taken(), d.figures.Overflow; n != maxDNSAlike || over != flood-maxDNSAlike || d.figures.Unasked != 0 {
+		t.Errorf("after they timed out: got %d followed, %d not and %d answers unasked, want %d, %d and 0", n, over, d.figures.Unasked, maxDNSAlike, flood-maxDNSAlike)
+	}
+}
+
 // TestRecordTellsDNSOfItsPeriod goes through the table.
 func TestRecordTellsDNSOfItsPeriod(t *testing.T) {
 	at := time.Unix(1000, 0)

@@ -109,10 +109,9 @@ const (
 	FailAborted             // SYN-ACK came back, and the source answered with RST
 	FailReset               // RST after data had flowed or the connection stood
 	FailUnreachable         // SYN, and ICMP said that it cannot be delivered
-	FailBacklog             // SYN, and the destination's accept queue had no room
 )
 
-var failureNames = [...]string{"", "refused", "unanswered", "half_open", "aborted", "reset", "unreachable", "backlog"}
+var failureNames = [...]string{"", "refused", "unanswered", "half_open", "aborted", "reset", "unreachable"}
 
 // String is the name exported as weft.tcp.failure; empty: none.
 func (f Failure) String() string {

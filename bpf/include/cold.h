@@ -8,6 +8,7 @@
 #define TCP_FIN 1
 #define TCP_SYN 2
 #define TCP_RST 4
+#define TCP_PSH 8
 #define TCP_ACK 16
 
 static __always_inline void fill_cold(frame_t *ctx, const struct packet *p, struct flow_cold *c)

@@ -214,6 +214,7 @@ __noinline int join_fragment(struct packet *p, __u32 id, __u8 proto, __u8 kind)
 	if (!p)
 		return 0;
 	p->later = 1;
+	p->payload = ~0U; /* no TCP header: nothing to measure */
 	frag_key_of(&k, p, id, proto);
 	first = bpf_map_lookup_elem(&fragments, &k);
 	if (first)

@@ -208,11 +208,21 @@ static __always_inline int sent_before(const struct packet *p, const struct tcp_
 	return bpf_ktime_get_ns() - c->gap_ns[dir] < limit;
 }
 
+/* How many of p's packets lie in its first n bytes: a frame may have been put together of
+ * what was sent again and what was not.
+ */
+static __always_inline __u32 packets_in(const struct packet *p, __u32 n)
+{
+	if (p->packets < 2 || n >= p->payload)
+		return p->packets;
+	return ((__u64)p->packets * n + p->payload - 1) / p->payload;
+}
+
 /* A segment that is not the next one. */
 static __always_inline void tcp_jump(const struct packet *p, struct tcp_conv *c,
 				     struct tcp_side *me, struct tcp_line *l, __u32 end)
 {
-	__u32 dir = p->dir & 1;
+	__u32 dir = p->dir & 1, filled = 0;
 
 	if (ahead(p->seq, me->next) > 0) {
 		if (!(me->state & WEFT_TCP_GAP)) {
@@ -229,17 +239,17 @@ static __always_inline void tcp_jump(const struct packet *p, struct tcp_conv *c,
 		me->probe_ns = 0;
 	if (me->state & WEFT_TCP_GAP && ahead(p->seq, c->gap[dir]) >= 0 &&
 	    ahead(c->gap_end[dir], p->seq) > 0) {
+		filled = packets_in(p, c->gap_end[dir] - p->seq);
 		if (sent_before(p, c))
-			l->out_of_order += p->packets;
+			l->out_of_order += filled;
 		else
-			l->lost += p->packets;
+			l->lost += filled;
 		if (p->seq == c->gap[dir])
 			c->gap[dir] = end;
 		if (ahead(c->gap[dir], c->gap_end[dir]) >= 0)
 			me->state &= ~WEFT_TCP_GAP;
-	} else {
-		l->retransmits += p->packets;
 	}
+	l->retransmits += packets_in(p, me->next - p->seq) - filled;
 	if (ahead(end, me->next) > 0)
 		me->next = end;
 }
@@ -257,6 +267,18 @@ static __always_inline void tcp_window(const struct packet *p, struct tcp_conv *
 		me->state &= ~WEFT_TCP_ZERO;
 		l->zero_ms += (bpf_ktime_get_ns() - c->zero_ns[dir]) / 1000000;
 	}
+}
+
+/* A keep-alive or window probe: one number back, with no data, or with one byte that the
+ * peer has, which is not pushed. Else it is that byte, sent again.
+ */
+static __always_inline int is_probe(const struct packet *p, const struct tcp_side *me,
+				    const struct tcp_side *peer)
+{
+	if (p->seq + 1 != me->next || p->payload > 1 || p->flags & TCP_FIN)
+		return 0;
+	return !p->payload || (!(p->flags & TCP_PSH) && (!(peer->state & WEFT_TCP_KNOWN) ||
+							 ahead(peer->ack, me->next) >= 0));
 }
 
 /* All that is not the plain next segment or acknowledgement. */
@@ -292,6 +314,10 @@ __noinline int tcp_rare(frame_t *ctx, const struct packet *p, struct tcp_conv *c
 		return 0;
 	}
 	end = p->seq + p->payload + (p->flags & TCP_FIN);
+	/* what the receiver has is not missing: it did not pass here, or not as a segment */
+	if (me->state & WEFT_TCP_GAP && peer->state & WEFT_TCP_KNOWN &&
+	    ahead(peer->ack, c->gap_end[p->dir & 1]) >= 0)
+		me->state &= ~WEFT_TCP_GAP;
 	if (!(me->state & WEFT_TCP_KNOWN)) { /* seen from the middle on */
 		me->next = end;
 		me->state |= WEFT_TCP_KNOWN | hook_of(p);
@@ -304,8 +330,8 @@ __noinline int tcp_rare(frame_t *ctx, const struct packet *p, struct tcp_conv *c
 		me->next = end;
 		if (!me->probe_ns && !(me->state & WEFT_TCP_GAP))
 			arm(me, end);
-	} else if (!(p->seq + 1 == me->next && p->payload <= 1 && !(p->flags & TCP_FIN))) {
-		tcp_jump(p, c, me, l, end); /* the rest are keep-alives and window probes */
+	} else if (!is_probe(p, me, peer)) {
+		tcp_jump(p, c, me, l, end);
 	}
 	tcp_window(p, c, me, l);
 	me->ack = p->ack;
@@ -344,15 +370,20 @@ static __always_inline void watch_tcp(frame_t *ctx, struct packet *p, const stru
 {
 	__u64 a = hash_end(p, 0, p->words[4] & 0xffff),
 	      b = hash_end(p, 2, p->words[4] >> 16 & 0xffff);
-	__u64 h = (a + b + place * 0xff51afd7ed558ccdULL) * 0x9e3779b97f4a7c15ULL;
-	__u32 tag = (__u32)h | 1, bucket = (h >> 32) & config.conv_mask, now = bpf_jiffies64(), end;
-	struct tcp_pair *convs = bpf_map_lookup_elem(&tcp_convs, &bucket);
+	__u64 h = a + b + place * 0xff51afd7ed558ccdULL;
+	__u32 now = bpf_jiffies64(), tag, bucket, end;
+	struct tcp_pair *convs;
 	struct tcp_side *me, *peer;
 	struct tcp_conv *c;
 	__u8 own = hook == WEFT_HOOK_EGRESS ? WEFT_TCP_EGRESS : 0;
 	__u64 since;
 	int way;
 
+	h ^= h >> 32; /* ports that count up are apart by one number: else all may fall together */
+	h *= 0x9e3779b97f4a7c15ULL;
+	tag = (__u32)h | 1;
+	bucket = (h >> 32) & config.conv_mask;
+	convs = bpf_map_lookup_elem(&tcp_convs, &bucket);
 	if (!convs)
 		return;
 	p->dir = ((a >> 1) - (b >> 1)) >> 63; /* 1: the source's hash is the smaller */
@@ -374,8 +405,11 @@ static __always_inline void watch_tcp(frame_t *ctx, struct packet *p, const stru
 	if (unlikely(since) && p->flags & TCP_ACK && ahead(p->ack, peer->probe) >= 0) {
 		__u64 ns = __sync_lock_test_and_set(&peer->probe_ns, 0);
 
-		/* claimed by this CPU, and still of this connection */
-		if (ns == since && c->tag == tag && !(p->flags & TCP_RST)) {
+		/* claimed by this CPU, and still of this connection; behind a gap, what is missing
+		 * may have said so before
+		 */
+		if (ns == since && c->tag == tag && !(p->flags & TCP_RST) &&
+		    !(me->state & WEFT_TCP_KNOWN && ahead(p->seq, me->next) > 0)) {
 			ns = bpf_ktime_get_ns() - ns;
 			if (ns < STALE_NS)
 				tcp_time(p, c, ns, l->class,
