@@ -20,7 +20,7 @@ EXEC := -exec "$(SUDO) env PATH=$(PATH) HOME=$(HOME)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build run demo test test-receivers test-kernels bench generate generate-check lint fuzz clean
+.PHONY: help build run demo test test-receivers test-runtimes test-kubernetes test-kernels bench generate generate-check lint fuzz clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -39,10 +39,18 @@ demo: build ## a small network of namespaces with real traffic, watched for DEMO
 test: ## every test that needs no other kernel
 	$(GO) test -count=1 $(EXEC) ./...
 	$(MAKE) --no-print-directory test-receivers
-	@echo 'left out: other kernels (make test-kernels), long fuzzing (make fuzz), measurements (make bench)'
+	@echo 'left out: real container runtimes (make test-runtimes, make test-kubernetes), other kernels (make test-kernels), long fuzzing (make fuzz), measurements (make bench)'
 
 test-receivers: ## the export against a real OpenTelemetry receiver (a module of its own)
 	cd exporter/receivertest && $(GO) test -count=1 ./...
+
+test-runtimes: ## topology and names against real gVisor and containerd (WEFT_TESTBED=the folder with their programs; needs runc)
+	@test -n "$(WEFT_TESTBED)" || { echo 'set WEFT_TESTBED to the folder that the testbed was unpacked into' >&2; exit 2; }
+	$(GO) test -count=1 $(EXEC) ./cni
+
+test-kubernetes: ## containers of a real containerd, and a real API server with 5,000 pods (needs what tools/testbed/parts.sh names)
+	tools/testbed/parts.sh $(CACHE)/testbed
+	$(GO) test -count=1 -tags testbed -run 'ThousandsOfPods|EveryFlowBetween' -exec "$(SUDO) env TESTBED_PARTS=$(CACHE)/testbed PATH=$(PATH) HOME=$(HOME)" ./cni ./tools/weftd
 
 test-kernels: ## the data plane's tests in 6.1 and 6.12 guests (needs qemu-system-x86 kmod cpio busybox-static xz-utils)
 	tools/kernels/matrix.sh

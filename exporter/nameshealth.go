@@ -86,6 +86,8 @@ func appendHealth(dst []slog.Attr, r *flows.Record) []slog.Attr {
 	if r.DNS != nil {
 		dst = appendDNS(dst, r.DNS)
 	}
+	dst = appendWho(dst, &sourceWho, r.Source, r.SourceProcess != nil)
+	dst = appendWho(dst, &destinationWho, r.Destination, r.DestinationProcess != nil)
 	dst = appendProcess(dst, nameSrcProc, r.SourceProcess)
 	dst = appendProcess(dst, nameDstProc, r.DestinationProcess)
 	dst = appendSocket(dst, "weft.source.socket", r.SourceSocket)

@@ -150,13 +150,22 @@ func validText(m protoreflect.Message) {
 			for i := range v.List().Len() {
 				validText(v.List().Get(i).Message())
 			}
+		case f.IsList() && f.Kind() == protoreflect.StringKind:
+			for i := range v.List().Len() {
+				v.List().Set(i, validString(v.List().Get(i)))
+			}
+		case f.IsList(): // numbers and bytes
 		case f.Kind() == protoreflect.MessageKind:
 			validText(v.Message())
 		case f.Kind() == protoreflect.StringKind:
-			m.Set(f, protoreflect.ValueOfString(strings.ToValidUTF8(v.String(), "\uFFFD")))
+			m.Set(f, validString(v))
 		}
 		return true
 	})
+}
+
+func validString(v protoreflect.Value) protoreflect.Value {
+	return protoreflect.ValueOfString(strings.ToValidUTF8(v.String(), "\uFFFD"))
 }
 
 func listenUnix(path, group string) (*net.UnixListener, error) {

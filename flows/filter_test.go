@@ -173,7 +173,7 @@ func TestFilterErrorsNameTheTermAndTheMend(t *testing.T) {
 		{"to-retransmits=x", []string{`filter to-retransmits "x"`}},
 		{"rtt-over=50", []string{`filter rtt-over "50"`, "50ms"}},
 		{"rtt-over=-1s", []string{`filter rtt-over "-1s"`}},
-		{"failed=sad", []string{`filter failed "sad"`, "any", "refused, unanswered, half_open", "backlog"}},
+		{"failed=sad", []string{`filter failed "sad"`, "any", "refused, unanswered, half_open", "unreachable"}},
 		{"failed=", []string{`filter failed ""`}},
 		{"from-failed=any", []string{`filter "from-failed"`}},
 		{"dropped=-1", []string{`filter dropped "-1"`}},
@@ -218,7 +218,9 @@ func TestFilterRoundTrips(t *testing.T) {
 
 func TestEveryFilterKindHasHelpAndParses(t *testing.T) {
 	good := map[string]string{"ip": "10.0.0.1", "port": "80", "protocol": "tcp", "interface": "eth0", "netns": "blue", "tcp-flags": "SYN",
-		"retransmits": "5", "rtt-over": "50ms", "failed": "refused", "dropped": "2", "drop-reason": "NO_SOCKET", "dns-rcode": "NXDOMAIN", "dns-name": "example.com"}
+		"retransmits": "5", "rtt-over": "50ms", "failed": "refused", "dropped": "2", "drop-reason": "NO_SOCKET", "dns-rcode": "NXDOMAIN", "dns-name": "example.com",
+		"pod": "shop/web-*", "namespace": "shop", "workload": "deployment/web", "service": "shop/web", "container": "web", "vm": "vm1", "sandbox": "gvisor",
+		"process": "nginx", "label": "app=web", "layer": "container"}
 	seen := map[string]bool{}
 	for _, k := range FilterKinds() {
 		base := strings.TrimPrefix(strings.TrimPrefix(k.Name, "from-"), "to-")
@@ -236,8 +238,8 @@ func TestEveryFilterKindHasHelpAndParses(t *testing.T) {
 			t.Errorf("%s written bare: %v", k.Name, err)
 		}
 	}
-	if len(seen) != 23 {
-		t.Errorf("got %d kinds, want 23", len(seen))
+	if len(seen) != 53 {
+		t.Errorf("got %d kinds, want 53", len(seen))
 	}
 }
 

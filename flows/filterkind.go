@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -49,10 +50,13 @@ var kinds = []kind{
 	{name: "dns-name", value: "GLOB", help: "name among the last that were asked for, such as *.example.com, in any case", record: parseDNSNameTerm},
 }
 
+// allKinds is what a filter can be about.
+var allKinds = slices.Concat(kinds, entityKinds)
+
 // FilterKinds lists every kind, sided forms included, in the order of help.
 func FilterKinds() []FilterKind {
 	var all []FilterKind
-	for _, k := range kinds {
+	for _, k := range allKinds {
 		all = append(all, FilterKind{k.name, k.value, k.help, k.bare})
 		if k.end != nil {
 			all = append(all,
@@ -75,8 +79,8 @@ func kindNames() []string {
 func kindOf(name string) (*kind, string) {
 	side, base, sided := strings.Cut(name, "-")
 	sided = sided && (side == "from" || side == "to")
-	for i := range kinds {
-		k := &kinds[i]
+	for i := range allKinds {
+		k := &allKinds[i]
 		if k.name == name {
 			return k, ""
 		}

@@ -4025,6 +4025,7 @@ type TopologyTunnel struct {
 	Remote        string                 `protobuf:"bytes,3,opt,name=remote,proto3" json:"remote,omitempty"`
 	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
 	External      bool                   `protobuf:"varint,5,opt,name=external,proto3" json:"external,omitempty"`
+	Peers         []string               `protobuf:"bytes,6,rep,name=peers,proto3" json:"peers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4092,6 +4093,13 @@ func (x *TopologyTunnel) GetExternal() bool {
 		return x.External
 	}
 	return false
+}
+
+func (x *TopologyTunnel) GetPeers() []string {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
 }
 
 type TopologyTap struct {
@@ -4554,13 +4562,14 @@ const file_weft_proto_rawDesc = "" +
 	"\x06behind\x18\x1f \x01(\v2\x13.weft.api.v1.EntityR\x06behind\"?\n" +
 	"\rTopologyPlace\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\x04R\x05netns\x12\x18\n" +
-	"\aifindex\x18\x02 \x01(\rR\aifindex\"~\n" +
+	"\aifindex\x18\x02 \x01(\rR\aifindex\"\x94\x01\n" +
 	"\x0eTopologyTunnel\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x14\n" +
 	"\x05local\x18\x02 \x01(\tR\x05local\x12\x16\n" +
 	"\x06remote\x18\x03 \x01(\tR\x06remote\x12\x12\n" +
 	"\x04port\x18\x04 \x01(\rR\x04port\x12\x1a\n" +
-	"\bexternal\x18\x05 \x01(\bR\bexternal\"q\n" +
+	"\bexternal\x18\x05 \x01(\bR\bexternal\x12\x14\n" +
+	"\x05peers\x18\x06 \x03(\tR\x05peers\"q\n" +
 	"\vTopologyTap\x12\x1e\n" +
 	"\n" +
 	"persistent\x18\x01 \x01(\bR\n" +

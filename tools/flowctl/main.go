@@ -131,7 +131,7 @@ Exit codes: 0 fine, 1 failed, 2 usage, 3 nothing matched.`,
 			return usage(fmt.Errorf("completion %s: want bash, zsh, fish or powershell", strings.Join(args, " ")))
 		}
 	}
-	root.AddCommand(newObserve(g), newTop(g), newLedger(g), newStatus(g), newVersion(g))
+	root.AddCommand(newObserve(g), newTop(g), newLedger(g), newStatus(g), newTopology(g), newVersion(g))
 	return root
 }
 

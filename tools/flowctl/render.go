@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -91,6 +92,7 @@ func (g *global) document(doc any) error {
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
 	}
+	text = escaped(text)
 	switch g.format {
 	case exporter.JSON:
 		var b bytes.Buffer
@@ -111,6 +113,28 @@ func (g *global) document(doc any) error {
 	}
 	_, err = g.stdout.Write(append(text, '\n'))
 	return err
+}
+
+// escaped is JSON whose strings have an escape for everything that is not a visible
+// character: encoding/json lets C1 controls and changes of direction pass.
+func escaped(text []byte) []byte {
+	hidden := func(c rune) bool { return c >= 0x7f && !strconv.IsPrint(c) }
+	if bytes.IndexFunc(text, hidden) < 0 {
+		return text
+	}
+	var b []byte
+	for _, c := range string(text) {
+		switch {
+		case !hidden(c):
+			b = utf8.AppendRune(b, c)
+		case c > 0xffff:
+			hi, lo := utf16.EncodeRune(c)
+			b = fmt.Appendf(b, `\u%04x\u%04x`, hi, lo)
+		default:
+			b = fmt.Appendf(b, `\u%04x`, c)
+		}
+	}
+	return b
 }
 
 // plain takes JSON's braces and quotes off n, where YAML does not need them.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"weft/cni"
 	"weft/dataplane"
 	"weft/exporter"
 	"weft/flows"
@@ -47,6 +48,8 @@ type agent struct {
 	sinks   []flows.Sink    // those that are there of the three
 	socket  *exporter.Server
 	web     *exporter.Web // nil: listen.http is off
+	mirror  *cni.Mirror   // nil: mirrorErr says why
+	census  *cni.Census   // nil: without mirror
 	plane   atomic.Pointer[dataplane.Dataplane]
 
 	table         *flows.Table // the drain goroutine's
@@ -56,6 +59,7 @@ type agent struct {
 	manager       notifier     // the drain goroutine's
 	audit         audit
 	refused       map[string]string // by sink: its last error; the drain goroutine's
+	mirrorErr     error
 }
 
 // run opens everything, works until ctx ends or the data plane fails, and
@@ -99,6 +103,8 @@ func (a *agent) open() error {
 	if err := a.listenHTTP(); err != nil {
 		return err
 	}
+	a.openTopology()
+	a.openCensus()
 	cfg.Dataplane.Log = a.log
 	plane, err := dataplane.Open(cfg.Dataplane)
 	if err != nil {
@@ -202,6 +208,7 @@ func (a *agent) watch(b *flows.Batch) {
 		a.live = flows.NewWatch(a.table)
 	}
 	if now, done := a.live.Add(b); done {
+		a.nameLive(now.Live)
 		a.store.Live.Offer(&now)
 	}
 }
@@ -209,6 +216,7 @@ func (a *agent) watch(b *flows.Batch) {
 // deliver hands w to every sink: first its records, then its histograms and the
 // ledger in which the accounts of all sinks have them.
 func (a *agent) deliver(w flows.Window) {
+	a.name(w.Records)
 	a.export(flows.Window{End: w.End, Records: w.Records})
 	for _, s := range a.sinks {
 		w.Ledger.Sinks = append(w.Ledger.Sinks, s.Account())
@@ -263,6 +271,12 @@ func (a *agent) close() error {
 	}
 	if a.socket != nil {
 		errs = append(errs, a.socket.Close())
+	}
+	if a.census != nil {
+		a.census.Close()
+	}
+	if a.mirror != nil {
+		errs = append(errs, a.mirror.Close())
 	}
 	if plane := a.plane.Load(); plane != nil {
 		errs = append(errs, plane.Close())

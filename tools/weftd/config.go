@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"weft/cni"
 	"weft/dataplane"
 	"weft/exporter"
 	"weft/flows"
@@ -29,7 +30,7 @@ type Config struct {
 	Table     flows.TableOptions
 	Store     int // records kept in memory for flowctl
 
-	CNI   cniSwitches
+	CNI   cniConfig
 	OTLP  exporter.OTLPConfig
 	Level slog.Level
 	JSON  bool // log lines as JSON instead of text
@@ -38,22 +39,15 @@ type Config struct {
 	Set map[string]origin
 }
 
-// cniSwitches says what to resolve addresses with. This version resolves none:
-// what is wanted and missing is named in the status.
-type cniSwitches struct{ kubernetes, containers, vms, sandboxes bool }
+// cniConfig says whom to name, and where to ask.
+type cniConfig struct {
+	kubernetes, containers, vms, sandboxes bool
 
-// missing names the keys that are wanted.
-func (s cniSwitches) missing() []string {
-	var names []string
-	for _, w := range []struct {
-		name string
-		want bool
-	}{{"kubernetes", s.kubernetes}, {"containers", s.containers}, {"vms", s.vms}, {"sandboxes", s.sandboxes}} {
-		if w.want {
-			names = append(names, w.name)
-		}
-	}
-	return names
+	node     string   // this machine's name; empty: its host name
+	runtimes []string // sockets of container runtimes
+	results  string   // where libcni keeps its results
+	leases   string   // where host-local keeps its leases
+
 }
 
 // defaultConfig is what runs without a file and without an environment.
@@ -78,7 +72,10 @@ func defaultConfig() Config {
 			MaxConversations: 131072,
 		},
 		Store: exporter.DefaultStore,
-		CNI:   cniSwitches{true, true, true, true},
+		CNI: cniConfig{
+			kubernetes: true, containers: true, vms: true, sandboxes: true,
+			runtimes: cni.DefaultRuntimes, results: cni.DefaultResults, leases: cni.DefaultLeases,
+		},
 		OTLP:  exporter.OTLPConfig{Flush: time.Second, Finish: exporter.DefaultFinish},
 		Level: slog.LevelInfo,
 		Set:   map[string]origin{},

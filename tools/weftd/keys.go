@@ -79,6 +79,14 @@ var keys = []key{
 	autoOff("cni.containers", func(c *Config) *bool { return &c.CNI.containers }),
 	autoOff("cni.vms", func(c *Config) *bool { return &c.CNI.vms }),
 	autoOff("cni.sandboxes", func(c *Config) *bool { return &c.CNI.sandboxes }),
+	text("cni.node", func(c *Config) *string { return &c.CNI.node }, anything),
+	list("cni.runtimes", func(c *Config) *[]string { return &c.CNI.runtimes }, checkSocket),
+	text("cni.results", func(c *Config) *string { return &c.CNI.results }, checkFolder),
+	text("cni.leases", func(c *Config) *string { return &c.CNI.leases }, checkFolder),
+	text("cni.node", func(c *Config) *string { return &c.CNI.node }, anything),
+	list("cni.runtimes", func(c *Config) *[]string { return &c.CNI.runtimes }, checkSocket),
+	text("cni.results", func(c *Config) *string { return &c.CNI.results }, checkFolder),
+	text("cni.leases", func(c *Config) *string { return &c.CNI.leases }, checkFolder),
 
 	text("exporter.otlp.endpoint", func(c *Config) *string { return &c.OTLP.Endpoint }, anything),
 	text("exporter.otlp.protocol", func(c *Config) *string { return &c.OTLP.Protocol }, anything),
@@ -235,6 +243,13 @@ func checkSocket(s string) error {
 		return fmt.Errorf("%q is not an absolute path; write one such as /run/weft/weft.sock", s)
 	case len(s) > 107: // sizeof(sockaddr_un.sun_path) less the NUL
 		return fmt.Errorf("the path has %d bytes and a unix socket allows 107; write a shorter one", len(s))
+	}
+	return nil
+}
+
+func checkFolder(s string) error {
+	if !filepath.IsAbs(s) {
+		return fmt.Errorf("%q is not an absolute path; write one such as /var/lib/cni/results", s)
 	}
 	return nil
 }

@@ -5,7 +5,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -27,15 +26,11 @@ func (a *agent) status() *api.StatusResponse {
 		m.Settings = append(m.Settings, &api.Setting{Key: keys[i].name, Value: keys[i].show(&cfg)})
 	}
 	a.mu.Unlock()
-	if missing := a.cfg.CNI.missing(); missing != nil {
-		m.Off = append(m.Off, &api.Capability{
-			Name: "cni", Needs: "a later version of Weft", Err: "who is behind an address is not resolved yet: " + strings.Join(missing, ", "),
-		})
-	}
 	plane := a.plane.Load()
 	if plane == nil {
 		return m // still opening
 	}
+	m.Off = append(append(m.Off, a.topologyOff()...), a.namesOff()...)
 	for _, s := range a.sinks {
 		if a.otlp != nil && s.Name() == a.otlp.Name() {
 			m.Sinks = append(m.Sinks, a.otlp.Status())

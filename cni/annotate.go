@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/flows"
+)
+
+// annotated is what [Census.Annotate] remembers.
+type annotated struct {
+	owners   map[ownerOf]*flows.Entity // at most maxOwners; at the bound all are forgotten
+	asked    int                       // processes read since round
+	round    time.Time
+	disputed atomic.Uint64
+}
+
+// ownerOf is a socket's owner among those who have its address.
+type ownerOf struct {
+	who     *flows.Entity
+	process flows.Process
+}
+
+// Bounds of what is remembered, and of what is read in one round: further processes
+// are told without their unit.
+const (
+	maxOwners  = 8192
+	maxReading = 256 // some 20 us each
+	roundTakes = 500 * time.Millisecond
+)
+
+// Annotate says who the two ends of a record are. What is there already stays. It
+// reads snapshots and, for owners of sockets that it has not met, their cgroups; it
+// waits for nobody. For one goroutine at a time.
+func (c *Census) Annotate(r *flows.Record) {
+	if r.Source == nil {
+		r.Source = c.end(r, true)
+	}
+	if r.Destination == nil {
+		r.Destination = c.end(r, false)
+	}
+}
+
+// Disputed is how many ends had several holders that nothing told apart, and so got
+// no name.
+func (c *Census) Disputed() uint64 { return c.annotated.disputed.Load() }
+
+// Refused is how many times an address was not noted, since there was no room for it.
+func (c *Census) Refused() uint64 {
+	_, refused := c.resolver.held()
+	return refused
+}
+
+func (c *Census) end(r *flows.Record, source bool) *flows.Entity {
+	addr, process := r.Key.Dst.Addr(), r.DestinationProcess
+	if source {
+		addr, process = r.Key.Src.Addr(), r.SourceProcess
+	}
+	if !addr.IsValid() {
+		return nil
+	}
+	who, disputed := c.resolver.find(r.Scope, addr, r.Start.UnixNano(), r.Hops)
+	if disputed {
+		c.annotated.disputed.Add(1)
+	}
+	if process != nil && process.PID != 0 {
+		who = c.owner(who, *process, r.End)
+	}
+	return who
+}
+
+// owner is who with the process that owns the socket there.
+func (c *Census) owner(who *flows.Entity, p flows.Process, until time.Time) *flows.Entity {
+	a := &c.annotated
+	key := ownerOf{who, p}
+	if e, ok := a.owners[key]; ok {
+		return e
+	}
+	if a.owners == nil || len(a.owners) >= maxOwners {
+		a.owners = map[ownerOf]*flows.Entity{}
+	}
+	e := &flows.Entity{Layer: flows.LayerHost, Node: c.opts.Node, Confidence: 90}
+	if who != nil {
+		*e = *who
+	}
+	e.Process, e.PID = bounded(p.Comm), p.PID
+	e.Why = because(e.Why, "the kernel names the owner of the socket")
+	if now := time.Now(); now.Sub(a.round) > roundTakes {
+		a.round, a.asked = now, 0
+	}
+	if a.asked < maxReading {
+		a.asked++
+		c.unit(e, p, until)
+		a.owners[key] = e
+	}
+	return e
+}
+
+// unit adds the systemd unit of the process or, where it is on the host's network,
+// its container.
+func (c *Census) unit(e *flows.Entity, p flows.Process, until time.Time) {
+	now, err := readProcess(p.PID)
+	if err != nil || startOf(now).After(until) {
+		e.Why = because(e.Why, "it had ended before its cgroup was read")
+		return
+	}
+	text, err := readProc(p.PID, "cgroup")
+	if err != nil {
+		return
+	}
+	in := parseCgroups(string(text))
+	if strings.HasSuffix(in.Unit, ".service") || e.Unit == "" {
+		e.Unit = in.Unit
+	}
+	if in.ID == "" || e.ContainerID != "" && e.ContainerID != in.ID {
+		return
+	}
+	e.ContainerID, e.Layer = in.ID, flows.LayerContainer
+	if e.Runtime == "" {
+		e.Runtime = in.Runtime
+	}
+	if n := c.named(in.ID); n != nil {
+		pod(e, n.Pod, n.Namespace, n.PodUID, n.Runtime)
+		e.Container, e.Labels = n.Name, n.Labels
+		if e.Runtime == "" {
+			e.Runtime = n.Runtime
+		}
+	}
+	e.Confidence = min(e.Confidence, in.Confidence)
+	e.Why = because(e.Why, in.Why)
+}
+
+// startOf is when a process began, to the kernel's tick of 10 ms.
+func startOf(p process) time.Time {
+	var up unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
+		return time.Time{}
+	}
+	return time.Now().Add(time.Duration(p.Start)*(time.Second/ticks) - time.Duration(up.Nano()))
+}
+
+// ticks is what the kernel calls a second towards user space (USER_HZ).
+const ticks = 100

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"weft/flows"
+)
+
+// DefaultRuntimes are the sockets of container runtimes that are looked for.
+var DefaultRuntimes = []string{"/run/containerd/containerd.sock", "/run/crio/crio.sock"}
+
+// CensusOptions say whom to ask. The zero value asks nobody but the topology.
+type CensusOptions struct {
+	Log  *slog.Logger // nil: nowhere
+	Node string       // what this machine is called; empty: its host name
+
+	Containers bool     // ask the runtimes and read what CNI left
+	Runtimes   []string // sockets; nil: DefaultRuntimes
+	Results    string   // of libcni; empty: DefaultResults
+	Leases     string   // of host-local; empty: DefaultLeases
+}
+
+// Census finds out who has which address, and since when. Its goroutines ask; what
+// they learn is in the resolver at once.
+type Census struct {
+	opts      CensusOptions
+	log       *slog.Logger
+	topology  func() *Topology
+	resolver  *Resolver
+	runtimes  []*runtimeSource
+	files     cniFiles
+	changed   chan struct{}
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup
+	annotated annotated
+
+	// The counting goroutine's.
+	last     *Topology
+	attached map[string][]*attachment // by container
+	spaces   map[uint64]*resident     // by cookie
+	asked    map[string]bool          // containers that no runtime names, and that were asked for
+}
+
+// resident is who was last told to be in a namespace.
+type resident struct {
+	who   *flows.Entity
+	since map[spot]int64 // of each address; 0: always
+}
+
+// countEvery is how often the census looks whether the topology has changed, and
+// filesEvery how often it reads what CNI left; a change of the topology reads it too.
+const (
+	countEvery  = 50 * time.Millisecond
+	filesEvery  = 5 * time.Second
+	forgetEvery = 30 * time.Second
+	// backdate is how long before it was met an address may have been in use, where
+	// nothing tells when it was given.
+	backdate = 1500 * time.Millisecond
+)
+
+// OpenCensus begins to count. topology gives the latest one, as [Mirror.Topology].
+func OpenCensus(topology func() *Topology, opts CensusOptions) *Census {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.Node == "" {
+		opts.Node, _ = os.Hostname() // without a name it has none
+	}
+	if opts.Results == "" {
+		opts.Results = DefaultResults
+	}
+	if opts.Leases == "" {
+		opts.Leases = DefaultLeases
+	}
+	if opts.Runtimes == nil {
+		opts.Runtimes = DefaultRuntimes
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &Census{
+		opts: opts, log: opts.Log, topology: topology, resolver: NewResolver(), changed: make(chan struct{}, 1), cancel: cancel,
+		files:    cniFiles{results: opts.Results, leases: opts.Leases, health: health{name: "cni " + opts.Results}},
+		attached: map[string][]*attachment{}, spaces: map[uint64]*resident{}, asked: map[string]bool{},
+	}
+	if opts.Containers {
+		for _, socket := range opts.Runtimes {
+			s := newRuntimeSource(socket, opts.Log, c.tell)
+			c.runtimes = append(c.runtimes, s)
+			c.wg.Go(func() { s.run(ctx) })
+		}
+		c.readFiles()
+	}
+	c.count(true)
+	c.wg.Go(func() { c.run(ctx) })
+	return c
+}
+
+// Close ends the counting. The resolver still answers.
+func (c *Census) Close() {
+	c.cancel()
+	c.wg.Wait()
+}
+
+// Resolver answers from what has been counted.
+func (c *Census) Resolver() *Resolver { return c.resolver }
+
+// Status is how every source does. Any goroutine may ask.
+func (c *Census) Status() []SourceStatus {
+	var all []SourceStatus
+	for _, s := range c.runtimes {
+		all = append(all, s.status(len(*s.known.Load())))
+	}
+	if c.opts.Containers {
+		all = append(all, c.files.status(int(c.files.count.Load())))
+	}
+	return all
+}
+
+// tell asks for a new count. Any goroutine may call it.
+func (c *Census) tell() {
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (c *Census) run(ctx context.Context) {
+	look, files, forget := time.NewTicker(countEvery), time.NewTicker(filesEvery), time.NewTicker(forgetEvery)
+	defer look.Stop()
+	defer files.Stop()
+	defer forget.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+			select {
+			case <-c.changed:
+				c.count(true)
+			default:
+				c.count(false)
+			}
+		case <-files.C:
+			if c.opts.Containers && c.readFiles() {
+				c.count(true)
+			}
+		case <-forget.C:
+			c.resolver.forget(time.Now().UnixNano(), c.domains(c.topology()))
+		}
+	}
+}
+
+// readFiles reads what CNI left; false: it is as it was.
+func (c *Census) readFiles() bool {
+	all, err := c.files.list()
+	c.files.say(c.log, err)
+	c.files.count.Store(int64(len(all)))
+	by := map[string][]*attachment{}
+	for _, a := range all {
+		by[a.ContainerID] = append(by[a.ContainerID], a)
+	}
+	if maps.EqualFunc(by, c.attached, func(a, b []*attachment) bool { return sameAttachments(a, b) }) {
+		return false
+	}
+	c.attached = by
+	return true
+}
+
+func sameAttachments(a, b []*attachment) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(x *attachment) bool { return !slices.Contains(b, x) })
+}
+
+// count brings the resolver up to date, if the topology has changed or anyway.
+func (c *Census) count(anyway bool) {
+	t := c.topology()
+	if t == c.last && !anyway {
+		return
+	}
+	first := c.last == nil
+	if t != c.last && !first && c.opts.Containers {
+		c.readFiles()
+	}
+	c.last = t
+	c.resolver.joined(c.domains(t))
+	there := map[uint64]bool{}
+	for _, s := range t.Spaces {
+		there[s.Netns] = true
+		c.space(s, t, first)
+	}
+	for cookie := range c.spaces {
+		if !there[cookie] {
+			c.resolver.hold(owner{ownerNamespace, strconv.FormatUint(cookie, 16)}, t.At.UnixNano(), nil)
+			delete(c.spaces, cookie)
+		}
+	}
+	c.ask()
+}
+
+// domains is the least cookie of the namespaces that are joined with each.
+func (c *Census) domains(t *Topology) map[uint64]uint64 {
+	all := make(map[uint64]uint64, len(t.Spaces))
+	for _, s := range t.Spaces {
+		all[s.Netns] = s.Netns
+	}
+	root := func(n uint64) uint64 {
+		for all[n] != n {
+			all[n] = all[all[n]]
+			n = all[n]
+		}
+		return n
+	}
+	for _, s := range t.Spaces {
+		for _, d := range s.Devices {
+			for _, other := range []*Device{d.Far, d.Under} {
+				if other != nil && other.Space != s {
+					a, b := root(s.Netns), root(other.Space.Netns)
+					all[max(a, b)] = min(a, b)
+				}
+			}
+		}
+	}
+	for n := range all {
+		all[n] = root(n)
+	}
+	return all
+}
+
+// space tells who is in a namespace and which addresses it has.
+func (c *Census) space(s *Space, t *Topology, first bool) {
+	was := c.spaces[s.Netns]
+	if was == nil {
+		was = &resident{since: map[spot]int64{}}
+		c.spaces[s.Netns] = was
+	}
+	who, attached := c.describe(s)
+	if was.who == nil || !reflect.DeepEqual(was.who, who) {
+		was.who = who
+	}
+	var claims []claim
+	since := map[spot]int64{}
+	add := func(a claim) {
+		p := spot{s.Netns, a.addr}
+		if i := slices.IndexFunc(claims, func(b claim) bool { return b.addr == a.addr }); i >= 0 {
+			claims[i].near = append(claims[i].near, a.near...) // one address on two devices, as in two VRFs
+			return
+		}
+		from, known := was.since[p]
+		if !known && !first {
+			from = bornBefore(t.At, attached, a.addr)
+		}
+		since[p], a.from, a.space, a.who = from, from, s.Netns, was.who
+		claims = append(claims, a)
+	}
+	for _, d := range s.Devices {
+		for _, p := range d.Addrs {
+			add(claim{addr: p.Addr().WithZone("").Unmap(), near: nearTo(d), rank: rankSeen})
+		}
+	}
+	for _, a := range attached {
+		for _, addr := range a.Addrs {
+			var near []device
+			for _, d := range s.Devices {
+				if !d.Loopback {
+					near = append(near, nearTo(d)...)
+				}
+			}
+			add(claim{addr: addr, near: near, rank: rankLeased})
+		}
+	}
+	was.since = since
+	c.resolver.hold(owner{ownerNamespace, strconv.FormatUint(s.Netns, 16)}, t.At.UnixNano(), claims)
+}
+
+// bornBefore is since when an address that was met now may have been in use.
+func bornBefore(met time.Time, attached []*attachment, addr netip.Addr) int64 {
+	for _, a := range attached {
+		if slices.Contains(a.Addrs, addr) && a.Since.Before(met) {
+			met = a.Since
+		}
+	}
+	return met.Add(-backdate).UnixNano()
+}
+
+// nearTo is the devices that a packet of d's holder passes.
+func nearTo(d *Device) []device {
+	near := []device{{d.Space.Netns, d.Index}}
+	for _, other := range []*Device{d.Far, d.Under} {
+		if other != nil {
+			near = append(near, device{other.Space.Netns, other.Index})
+		}
+	}
+	return near
+}
+
+// ask has the runtimes list again when a container was met that none of them names;
+// once for each container.
+func (c *Census) ask() {
+	now := map[string]bool{}
+	for _, s := range c.last.Spaces {
+		for _, ct := range s.Containers {
+			if c.named(ct.ID) != nil {
+				continue
+			}
+			if now[ct.ID] = true; !c.asked[ct.ID] {
+				for _, r := range c.runtimes {
+					r.look()
+				}
+			}
+		}
+	}
+	c.asked = now
+}
+
+// named is what a runtime says of a container; nil: none knows it.
+func (c *Census) named(id string) *contained {
+	for _, r := range c.runtimes {
+		if n := r.find(id); n != nil {
+			return n
+		}
+	}
+	return nil
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import "weft/flows"
+
+// describe says who is in a namespace, by everybody's word, and which attachments
+// of its containers CNI wrote down.
+func (c *Census) describe(s *Space) (*flows.Entity, []*attachment) {
+	e := *s.Entity
+	if e.Node == "" {
+		e.Node = c.opts.Node
+	}
+	var attached []*attachment
+	var inside []*contained // that run in it, without those that only hold it
+	for _, ct := range s.Containers {
+		attached = append(attached, c.attached[ct.ID]...)
+		n := c.named(ct.ID)
+		if n == nil {
+			continue
+		}
+		pod(&e, n.Pod, n.Namespace, n.PodUID, n.Runtime)
+		if e.Runtime == "" {
+			e.Runtime = n.Runtime
+		}
+		if e.Labels == nil {
+			e.Labels = n.Labels
+		}
+		if n.Sandbox != n.ID {
+			inside = append(inside, n)
+		}
+	}
+	for _, a := range attached {
+		pod(&e, a.Pod, a.Namespace, a.PodUID, "the CNI result")
+	}
+	if len(inside) == 1 {
+		n := inside[0]
+		e.Container, e.ContainerID = n.Name, n.ID
+		e.Why = because(e.Why, "named by "+n.Runtime)
+	}
+	return &e, attached
+}
+
+// pod names e's pod, unless somebody did already; who says another one is noted.
+func pod(e *flows.Entity, name, namespace, uid, by string) {
+	switch {
+	case name == "":
+	case e.Pod == "":
+		e.Pod, e.Namespace = name, namespace
+		if e.PodUID == "" || uid != "" {
+			e.PodUID = uid
+		}
+		e.Why = because(e.Why, "pod by "+by)
+	case e.Pod != name || e.Namespace != namespace:
+		e.Confidence = min(e.Confidence, 50)
+		e.Why = because(e.Why, by+" says pod "+namespace+"/"+name)
+	}
+}
+
+func because(why, more string) string {
+	if why == "" {
+		return more
+	}
+	return why + "; " + more
+}

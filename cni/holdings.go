@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"weft/flows"
+)
+
+// Bounds of what is remembered.
+const (
+	maxHoldings = 1 << 18          // of all addresses; what comes beyond is not told, and counted
+	maxPast     = 8                // past holds of an address; the oldest give way
+	pastFor     = 10 * time.Minute // how long a past holder is remembered: longer than records take
+)
+
+// holds is what the sources write. One lock: readers never take it.
+type holds struct {
+	mu      sync.Mutex
+	owned   map[owner][]spot // where each owner has a holding that is not past
+	count   int              // holdings, past ones included
+	refused uint64           // holdings that there was no room for
+}
+
+// owner is who tells of a holding: the same thing told again replaces what it said.
+type owner struct {
+	kind ownerKind
+	id   string
+}
+
+type ownerKind uint8
+
+const (
+	ownerNamespace ownerKind = iota // id: the cookie
+	ownerLease                      // id: network and container
+	ownerPod                        // id: uid
+	ownerNode                       // id: name
+	ownerService                    // id: namespace/name
+)
+
+// claim is that an owner has an address, in a namespace.
+type claim struct {
+	space uint64
+	addr  netip.Addr
+	// from is when it began, or somewhat earlier: it never began before another
+	// holder's end. 0: not known, so always. Unix nanoseconds.
+	from int64
+	who  *flows.Entity
+	near []device
+	rank rank
+}
+
+// hold makes claims all that o has at a time (Unix nanoseconds): what is new
+// begins, what it had and is not among them ends, what it knows better now is told
+// of the past too.
+func (r *Resolver) hold(o owner, at int64, claims []claim) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	had := r.owned[o]
+	have := make([]spot, 0, len(claims))
+	edit := r.edit()
+	for i := range claims {
+		if p := r.spot(claims[i].space, claims[i].addr); edit.claim(p, o, &claims[i]) {
+			have = append(have, p)
+		}
+	}
+	for _, p := range had {
+		if !slices.Contains(have, p) {
+			edit.end(p, o, at)
+		}
+	}
+	if len(have) > 0 {
+		r.owned[o] = have
+	} else {
+		delete(r.owned, o)
+	}
+	edit.publish()
+}
+
+// spot is where a namespace's address is looked for. With the lock.
+func (r *Resolver) spot(space uint64, addr netip.Addr) spot {
+	addr = addr.Unmap().WithZone("")
+	if addr.IsLoopback() || addr.IsLinkLocalUnicast() {
+		return spot{space, addr}
+	}
+	return spot{r.domain(space), addr}
+}
+
+// joined takes the domain of every namespace that there is. What was known of
+// addresses in those whose domain is another now moves with them. Namespaces that
+// are gone keep theirs as long as their past is remembered.
+func (r *Resolver) joined(domains map[uint64]uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := *r.domains.Load()
+	now, moved := maps.Clone(domains), false
+	for cookie, d := range old {
+		if to, ok := now[cookie]; !ok {
+			now[cookie] = d
+		} else if to != d {
+			moved = true
+		}
+	}
+	for cookie, d := range domains {
+		if was, ok := old[cookie]; !ok && d != cookie || ok && was != d {
+			moved = true // a claim may have come before the namespace was joined
+		}
+	}
+	if !moved {
+		r.domains.Store(&now)
+		return
+	}
+	// First what is new, then the word on where to look, then away with the old: who
+	// asks meanwhile finds one or the other.
+	leave := r.moveIn(now)
+	r.domains.Store(&now)
+	leave.publish()
+}
+
+// moveIn puts every holding where it is by other domains too, and returns the
+// change that takes it away from where it was.
+func (r *Resolver) moveIn(domains map[uint64]uint64) edit {
+	enter, leave := r.edit(), map[spot][]holding{}
+	for i := range r.shards {
+		for p, held := range *r.shards[i].Load() {
+			for _, h := range held {
+				d, ok := domains[h.space]
+				to := spot{d, p.addr}
+				if !ok || to == p || p.addr.IsLoopback() || p.addr.IsLinkLocalUnicast() {
+					continue
+				}
+				enter.set(to, append(slices.Clone(enter.at(to)[to]), h))
+				leave[p] = append(leave[p], h)
+				if had := r.owned[h.owner]; h.to == never {
+					had[slices.Index(had, p)] = to
+				}
+			}
+		}
+	}
+	enter.publish()
+	out := r.edit()
+	for p, gone := range leave {
+		out.set(p, slices.DeleteFunc(slices.Clone(out.at(p)[p]), func(h holding) bool {
+			return slices.ContainsFunc(gone, func(g holding) bool { return g.owner == h.owner && g.from == h.from && g.to == h.to })
+		}))
+	}
+	return out
+}
+
+// forget drops what ended longer ago than pastFor, and the domains of namespaces
+// that nothing is remembered of and that are not in there.
+func (r *Resolver) forget(at int64, there map[uint64]uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	edit, used := r.edit(), map[uint64]bool{}
+	for i := range r.shards {
+		for p, held := range *r.shards[i].Load() {
+			old := func(h holding) bool { return h.to != never && h.to < at-int64(pastFor) }
+			if slices.ContainsFunc(held, old) {
+				edit.set(p, slices.DeleteFunc(slices.Clone(held), old))
+			}
+			for j := range held {
+				used[held[j].space] = true
+			}
+		}
+	}
+	edit.publish()
+	now := maps.Clone(*r.domains.Load())
+	maps.DeleteFunc(now, func(cookie, _ uint64) bool { _, is := there[cookie]; return !is && !used[cookie] })
+	r.domains.Store(&now)
+}
+
+// held is how many holdings there are, past ones included, and how many were refused.
+func (r *Resolver) held() (count int, refused uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.count, r.refused
+}
+
+// edit is a set of changes that is published together, shard by shard.
+type edit struct {
+	r     *Resolver
+	fresh map[uint8]shard // copies
+}
+
+func (r *Resolver) edit() edit { return edit{r, map[uint8]shard{}} }
+
+func (e edit) at(p spot) shard {
+	i := e.r.shardOf(p)
+	s := e.fresh[i]
+	if s == nil {
+		s = maps.Clone(*e.r.shards[i].Load())
+		e.fresh[i] = s
+	}
+	return s
+}
+
+// set replaces what is known of p; held is not to be written to afterwards.
+func (e edit) set(p spot, held []holding) {
+	s := e.at(p)
+	e.r.count += len(held) - len(s[p])
+	if s[p] = held; len(held) == 0 {
+		delete(s, p)
+	}
+}
+
+// claim is false when there is no room.
+func (e edit) claim(p spot, o owner, c *claim) bool {
+	held := slices.Clone(e.at(p)[p])
+	if i := slices.IndexFunc(held, func(h holding) bool { return h.owner == o && h.to == never }); i >= 0 {
+		h := &held[i]
+		if h.who == c.who && h.rank == c.rank && slices.Equal(h.near, c.near) {
+			return true
+		}
+		h.who, h.rank, h.near = c.who, c.rank, c.near
+		e.set(p, held)
+		return true
+	}
+	if e.r.count >= maxHoldings {
+		e.r.refused++
+		return false
+	}
+	from := c.from
+	for i := range held {
+		if h := &held[i]; h.to != never && h.rank == c.rank {
+			from = max(from, h.to)
+		}
+	}
+	held = append(held, holding{from: from, to: never, who: c.who, owner: o, space: c.space, near: c.near, rank: c.rank})
+	past := 0
+	for i := len(held) - 1; i >= 0; i-- {
+		if held[i].to == never {
+			continue
+		}
+		if past++; past > maxPast {
+			held = slices.Delete(held, i, i+1)
+		}
+	}
+	e.set(p, held)
+	return true
+}
+
+// end ends o's holding of p.
+func (e edit) end(p spot, o owner, at int64) {
+	held := slices.Clone(e.at(p)[p])
+	for i := range held {
+		h := &held[i]
+		if h.owner != o || h.to != never {
+			continue
+		}
+		h.to = max(at, h.from)
+		for j := range held { // nor does it have it from when another began
+			if n := &held[j]; j != i && n.rank == h.rank && n.from > h.from && n.from < h.to {
+				h.to = n.from
+			}
+		}
+	}
+	e.set(p, held)
+}
+
+func (e edit) publish() {
+	for i, s := range e.fresh {
+		e.r.shards[i].Store(&s)
+	}
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	"weft/cni"
+	"weft/exporter/api"
+	"weft/flows"
+)
+
+// openCensus begins to find out who has which address.
+func (a *agent) openCensus() {
+	if a.mirror == nil {
+		return
+	}
+	c := a.cfg.CNI
+	a.census = cni.OpenCensus(a.mirror.Topology, cni.CensusOptions{
+		Log: a.log, Node: c.node, Containers: c.containers, Runtimes: c.runtimes, Results: c.results, Leases: c.leases,
+	})
+}
+
+// name says who the ends of records are.
+func (a *agent) name(records []flows.Record) {
+	if a.census == nil {
+		return
+	}
+	for i := range records {
+		a.census.Annotate(&records[i])
+	}
+}
+
+// nameLive says it of what goes on now.
+func (a *agent) nameLive(now []flows.Live) {
+	if a.census == nil {
+		return
+	}
+	for i := range now {
+		a.census.Annotate(&now[i].Record)
+	}
+}
+
+// namesOff is who cannot be named, and why. It is called once the agent is open.
+func (a *agent) namesOff() (all []*api.Capability) {
+	if a.cfg.CNI.kubernetes {
+		all = append(all, &api.Capability{
+			Name: "Kubernetes API", Needs: "a later version of Weft", Err: "Services and workloads are not resolved; pods are, by their runtime",
+		})
+	}
+	if a.census == nil {
+		return all
+	}
+	for _, s := range a.census.Status() {
+		if s.Err == "" || s.Absent {
+			continue
+		}
+		since := "it has never answered"
+		if !s.Last.IsZero() {
+			since = fmt.Sprintf("the %d names that it gave until %s still hold", s.Known, s.Last.Format("15:04:05"))
+		}
+		all = append(all, &api.Capability{Name: "names by " + s.Name, Needs: "its answer", Err: s.Err + "; " + since})
+	}
+	if n := a.census.Disputed(); n > 0 {
+		all = append(all, &api.Capability{
+			Name: "names of some ends", Needs: "one holder of the address, or a hop that leads to the holder",
+			Err: fmt.Sprintf("%d ends had an address that several held at that time, and got no name", n),
+		})
+	}
+	if n := a.census.Refused(); n > 0 {
+		all = append(all, &api.Capability{
+			Name: "names of some addresses", Needs: "fewer addresses than Weft remembers", Err: fmt.Sprintf("no room for %d", n),
+		})
+	}
+	return all
+}
