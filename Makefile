@@ -48,7 +48,7 @@ test-runtimes: ## topology and names against real gVisor and containerd (WEFT_TE
 	@test -n "$(WEFT_TESTBED)" || { echo 'set WEFT_TESTBED to the folder that the testbed was unpacked into' >&2; exit 2; }
 	$(GO) test -count=1 $(EXEC) ./cni
 
-test-kubernetes: ## containers of a real containerd (needs what tools/testbed/parts.sh names)
+test-kubernetes: ## pods and containers of a real containerd (needs what tools/testbed/parts.sh names)
 	tools/testbed/parts.sh $(CACHE)/testbed
 	$(GO) test -count=1 -tags testbed -run 'EveryFlowBetween' -exec "$(SUDO) env TESTBED_PARTS=$(CACHE)/testbed PATH=$(PATH) HOME=$(HOME)" ./tools/weftd
 

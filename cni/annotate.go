@@ -14,8 +14,9 @@ import (
 
 // annotated is what [Census.Annotate] remembers.
 type annotated struct {
-	owners   map[ownerOf]*flows.Entity // at most maxOwners; at the bound all are forgotten
-	asked    int                       // processes read since round
+	owners   map[ownerOf]*flows.Entity       // at most maxOwners; at the bound all are forgotten
+	guests   map[*flows.Entity]*flows.Entity // the same
+	asked    int                             // processes read since round
 	round    time.Time
 	disputed atomic.Uint64
 }
@@ -46,15 +47,15 @@ func (c *Census) Annotate(r *flows.Record) {
 	}
 }
 
-// Disputed is how many ends had several holders that nothing told apart, and so got
-// no name.
-func (c *Census) Disputed() uint64 { return c.annotated.disputed.Load() }
-
 // Refused is how many times an address was not noted, since there was no room for it.
 func (c *Census) Refused() uint64 {
 	_, refused := c.resolver.held()
 	return refused
 }
+
+// Disputed is how many ends had several holders that nothing told apart, and so got
+// no name.
+func (c *Census) Disputed() uint64 { return c.annotated.disputed.Load() }
 
 func (c *Census) end(r *flows.Record, source bool) *flows.Entity {
 	addr, process := r.Key.Dst.Addr(), r.DestinationProcess
@@ -68,10 +69,64 @@ func (c *Census) end(r *flows.Record, source bool) *flows.Entity {
 	if disputed {
 		c.annotated.disputed.Add(1)
 	}
+	if who == nil {
+		who = c.guest(r, source)
+	}
 	if process != nil && process.PID != 0 {
 		who = c.owner(who, *process, r.End)
 	}
 	return who
+}
+
+// guest is the machine or sandbox that has an end whose address nobody here has: the
+// one whose device the end's packets come out of or, if none does, go into. nil: there
+// is no such device, or several. The addresses inside of a guest are not seen, and it
+// may pass on what others sent, so this is no certainty.
+func (c *Census) guest(r *flows.Record, source bool) *flows.Entity {
+	t := c.topology()
+	var from, to *flows.Entity
+	several := [2]bool{}
+	for i := range r.Hops {
+		h := &r.Hops[i]
+		d := t.Device(h.At.Netns, h.At.Ifindex)
+		if d == nil || d.Behind == nil || d.Behind.Layer != flows.LayerVM && d.Behind.Layer != flows.LayerSandbox {
+			continue
+		}
+		switch sent := h.Reverse != source; {
+		case sent && h.At.Hook != flows.HookEgress:
+			several[0] = several[0] || from != nil && from != d.Behind
+			from = d.Behind
+		case !sent && h.At.Hook == flows.HookEgress:
+			several[1] = several[1] || to != nil && to != d.Behind
+			to = d.Behind
+		}
+	}
+	switch {
+	case from != nil && !several[0]:
+		return c.behind(from, "its packets come out of the device")
+	case from == nil && to != nil && !several[1]:
+		return c.behind(to, "packets for it go into the device")
+	}
+	return nil
+}
+
+// behind is a guest that is known by its device.
+func (c *Census) behind(guest *flows.Entity, why string) *flows.Entity {
+	a := &c.annotated
+	e := a.guests[guest]
+	if e == nil {
+		if a.guests == nil || len(a.guests) >= maxOwners {
+			a.guests = map[*flows.Entity]*flows.Entity{}
+		}
+		e = new(flows.Entity)
+		*e = *guest
+		e.Confidence, e.Why = min(e.Confidence, 80), because(e.Why, why)
+		if e.Node == "" {
+			e.Node = c.opts.Node
+		}
+		a.guests[guest] = e
+	}
+	return e
 }
 
 // owner is who with the process that owns the socket there.

@@ -49,7 +49,7 @@ type Census struct {
 	last     *Topology
 	attached map[string][]*attachment // by container
 	spaces   map[uint64]*resident     // by cookie
-	asked    map[string]bool          // containers that no runtime names, and that were asked for
+	asked    map[string]time.Time     // containers of which a runtime has more to say, and when they were met
 }
 
 // resident is who was last told to be in a namespace.
@@ -67,6 +67,8 @@ const (
 	// backdate is how long before it was met an address may have been in use, where
 	// nothing tells when it was given.
 	backdate = 1500 * time.Millisecond
+	// givenBefore is how long before its result was written CNI gave an address.
+	givenBefore = 100 * time.Millisecond
 )
 
 // OpenCensus begins to count. topology gives the latest one, as [Mirror.Topology].
@@ -90,7 +92,7 @@ func OpenCensus(topology func() *Topology, opts CensusOptions) *Census {
 	c := &Census{
 		opts: opts, log: opts.Log, topology: topology, resolver: NewResolver(), changed: make(chan struct{}, 1), cancel: cancel,
 		files:    cniFiles{results: opts.Results, leases: opts.Leases, health: health{name: "cni " + opts.Results}},
-		attached: map[string][]*attachment{}, spaces: map[uint64]*resident{}, asked: map[string]bool{},
+		attached: map[string][]*attachment{}, spaces: map[uint64]*resident{}, asked: map[string]time.Time{},
 	}
 	if opts.Containers {
 		for _, socket := range opts.Runtimes {
@@ -184,6 +186,9 @@ func sameAttachments(a, b []*attachment) bool {
 func (c *Census) count(anyway bool) {
 	t := c.topology()
 	if t == c.last && !anyway {
+		if len(c.asked) > 0 {
+			c.ask()
+		}
 		return
 	}
 	first := c.last == nil
@@ -193,17 +198,23 @@ func (c *Census) count(anyway bool) {
 	c.last = t
 	c.resolver.joined(c.domains(t))
 	there := map[uint64]bool{}
+	all := make([]telling, 0, len(t.Spaces))
 	for _, s := range t.Spaces {
 		there[s.Netns] = true
-		c.space(s, t, first)
+		all = append(all, telling{ownerOfSpace(s.Netns), c.space(s, t, first)})
 	}
 	for cookie := range c.spaces {
 		if !there[cookie] {
-			c.resolver.hold(owner{ownerNamespace, strconv.FormatUint(cookie, 16)}, t.At.UnixNano(), nil)
+			all = append(all, telling{ownerOfSpace(cookie), nil})
 			delete(c.spaces, cookie)
 		}
 	}
+	c.resolver.holdAll(t.At.UnixNano(), all)
 	c.ask()
+}
+
+func ownerOfSpace(cookie uint64) owner {
+	return owner{ownerNamespace, strconv.FormatUint(cookie, 16)}
 }
 
 // domains is the least cookie of the namespaces that are joined with each.
@@ -235,8 +246,8 @@ func (c *Census) domains(t *Topology) map[uint64]uint64 {
 	return all
 }
 
-// space tells who is in a namespace and which addresses it has.
-func (c *Census) space(s *Space, t *Topology, first bool) {
+// space is what a namespace has, and who is in it.
+func (c *Census) space(s *Space, t *Topology, first bool) []claim {
 	was := c.spaces[s.Netns]
 	if was == nil {
 		was = &resident{since: map[spot]int64{}}
@@ -256,7 +267,7 @@ func (c *Census) space(s *Space, t *Topology, first bool) {
 		}
 		from, known := was.since[p]
 		if !known && !first {
-			from = bornBefore(t.At, attached, a.addr)
+			from, a.guess = bornAt(t.At, attached, a.addr)
 		}
 		since[p], a.from, a.space, a.who = from, from, s.Netns, was.who
 		claims = append(claims, a)
@@ -278,17 +289,18 @@ func (c *Census) space(s *Space, t *Topology, first bool) {
 		}
 	}
 	was.since = since
-	c.resolver.hold(owner{ownerNamespace, strconv.FormatUint(s.Netns, 16)}, t.At.UnixNano(), claims)
+	return claims
 }
 
-// bornBefore is since when an address that was met now may have been in use.
-func bornBefore(met time.Time, attached []*attachment, addr netip.Addr) int64 {
+// bornAt is since when an address that was met now is in use: since CNI gave it, else
+// a guess.
+func bornAt(met time.Time, attached []*attachment, addr netip.Addr) (from int64, guess bool) {
 	for _, a := range attached {
 		if slices.Contains(a.Addrs, addr) && a.Since.Before(met) {
-			met = a.Since
+			return a.Since.Add(-givenBefore).UnixNano(), false
 		}
 	}
-	return met.Add(-backdate).UnixNano()
+	return met.Add(-backdate).UnixNano(), true
 }
 
 // nearTo is the devices that a packet of d's holder passes.
@@ -302,23 +314,44 @@ func nearTo(d *Device) []device {
 	return near
 }
 
-// ask has the runtimes list again when a container was met that none of them names;
-// once for each container.
+// askFor is how long runtimes are asked again and again for a new container's name, and
+// for what runs in a new pod: that is made after the pod's own container.
+const askFor = 10 * time.Second
+
+// ask has the runtimes list again, for askFor, when a container was met that none of
+// them names, or a pod that nothing runs in yet.
 func (c *Census) ask() {
-	now := map[string]bool{}
+	now, look := map[string]time.Time{}, false
 	for _, s := range c.last.Spaces {
 		for _, ct := range s.Containers {
-			if c.named(ct.ID) != nil {
+			n := c.named(ct.ID)
+			if n != nil && (n.Sandbox != n.ID || len(c.within(n.ID)) > 0) {
 				continue
 			}
-			if now[ct.ID] = true; !c.asked[ct.ID] {
-				for _, r := range c.runtimes {
-					r.look()
-				}
+			met, asked := c.asked[ct.ID]
+			if !asked {
+				met = time.Now()
 			}
+			now[ct.ID] = met
+			look = look || time.Since(met) < askFor
 		}
 	}
-	c.asked = now
+	if c.asked = now; !look {
+		return
+	}
+	for _, r := range c.runtimes {
+		r.look()
+	}
+}
+
+// within is what runs in a pod's sandbox, without that.
+func (c *Census) within(sandbox string) []*contained {
+	for _, r := range c.runtimes {
+		if all := r.within(sandbox); len(all) > 0 {
+			return all
+		}
+	}
+	return nil
 }
 
 // named is what a runtime says of a container; nil: none knows it.

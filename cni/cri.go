@@ -49,6 +49,7 @@ type runtimeSource struct {
 	log    *slog.Logger
 	told   func() // called after each change
 	known  atomic.Pointer[map[string]*contained]
+	pods   atomic.Pointer[map[string][]*contained] // what runs in each sandbox, itself not
 	wake   chan struct{}
 	health
 }
@@ -56,11 +57,15 @@ type runtimeSource struct {
 func newRuntimeSource(socket string, log *slog.Logger, told func()) *runtimeSource {
 	s := &runtimeSource{socket: socket, log: log, told: told, wake: make(chan struct{}, 1), health: health{name: "runtime " + socket}}
 	s.known.Store(&map[string]*contained{})
+	s.pods.Store(&map[string][]*contained{})
 	return s
 }
 
 // find is what the runtime says of a container; nil: nothing yet.
 func (s *runtimeSource) find(id string) *contained { return (*s.known.Load())[id] }
+
+// within is what runs in a sandbox, without itself.
+func (s *runtimeSource) within(sandbox string) []*contained { return (*s.pods.Load())[sandbox] }
 
 // look asks for a listing soon: a container was met that has no name.
 func (s *runtimeSource) look() {
@@ -74,7 +79,7 @@ func (s *runtimeSource) look() {
 // and nobody waits for it.
 func (s *runtimeSource) run(ctx context.Context) {
 	conn, err := grpc.NewClient("unix:"+s.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxRuntimeReply)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxRuntimeReply), grpc.WaitForReady(true)))
 	if err != nil {
 		s.say(s.log, fmt.Errorf("connect to %s: %w", s.socket, err))
 		return
@@ -90,7 +95,6 @@ func (s *runtimeSource) run(ctx context.Context) {
 			failed = 0
 		} else {
 			pause = min(time.Second<<min(failed-1, 4), runtimePause)
-			conn.ResetConnectBackoff()
 		}
 		s.say(s.log, err)
 		if !s.wait(ctx, conn, pause) {
@@ -138,6 +142,7 @@ func (s *runtimeSource) list(ctx context.Context, conn *grpc.ClientConn) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, runtimeDeadline)
 	defer cancel()
+	conn.ResetConnectBackoff() // it may have come back since the last try
 	found := map[string]*contained{}
 	errCRI := listCRI(ctx, conn, found)
 	errNative := listContainerd(ctx, conn, found, errCRI == nil)
@@ -156,7 +161,14 @@ func (s *runtimeSource) list(ctx context.Context, conn *grpc.ClientConn) error {
 	if maps.Equal(old, found) {
 		return nil
 	}
+	pods := map[string][]*contained{}
+	for _, n := range found {
+		if n.Sandbox != n.ID {
+			pods[n.Sandbox] = append(pods[n.Sandbox], n)
+		}
+	}
 	s.known.Store(&found)
+	s.pods.Store(&pods)
 	s.told()
 	return nil
 }

@@ -2,7 +2,11 @@
 
 package cni
 
-import "weft/flows"
+import (
+	"slices"
+
+	"weft/flows"
+)
 
 // describe says who is in a namespace, by everybody's word, and which attachments
 // of its containers CNI wrote down.
@@ -10,6 +14,9 @@ func (c *Census) describe(s *Space) (*flows.Entity, []*attachment) {
 	e := *s.Entity
 	if e.Node == "" {
 		e.Node = c.opts.Node
+	}
+	if e.ContainerID == "" && e.Sandbox == "" && e.VM == "" {
+		e.Process, e.PID, e.Unit = "", 0, "" // any of those in there: sockets say which
 	}
 	var attached []*attachment
 	var inside []*contained // that run in it, without those that only hold it
@@ -26,8 +33,17 @@ func (c *Census) describe(s *Space) (*flows.Entity, []*attachment) {
 		if e.Labels == nil {
 			e.Labels = n.Labels
 		}
-		if n.Sandbox != n.ID {
-			inside = append(inside, n)
+		all := []*contained{n}
+		if n.Sandbox == n.ID { // what runs in it may have no process yet, or one that was not met
+			all = c.within(n.ID)
+			if e.ContainerID == n.ID {
+				e.ContainerID = ""
+			}
+		}
+		for _, n := range all {
+			if !slices.Contains(inside, n) {
+				inside = append(inside, n)
+			}
 		}
 	}
 	for _, a := range attached {

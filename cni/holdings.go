@@ -47,37 +47,51 @@ const (
 type claim struct {
 	space uint64
 	addr  netip.Addr
-	// from is when it began, or somewhat earlier: it never began before another
-	// holder's end. 0: not known, so always. Unix nanoseconds.
-	from int64
-	who  *flows.Entity
-	near []device
-	rank rank
+	from  int64 // when it began, Unix nanoseconds; 0: not known, so always
+	guess bool  // it began between from and when it is told
+	who   *flows.Entity
+	near  []device
+	rank  rank
+}
+
+// telling is all that an owner has.
+type telling struct {
+	owner  owner
+	claims []claim
 }
 
 // hold makes claims all that o has at a time (Unix nanoseconds): what is new
-// begins, what it had and is not among them ends, what it knows better now is told
+// begins, what it had and is not among them ends, what is known better now is told
 // of the past too.
-func (r *Resolver) hold(o owner, at int64, claims []claim) {
+func (r *Resolver) hold(o owner, at int64, claims []claim) { r.holdAll(at, []telling{{o, claims}}) }
+
+// holdAll is hold of several owners, who may have handed addresses to each other:
+// what ends does so before anything begins.
+func (r *Resolver) holdAll(at int64, all []telling) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	had := r.owned[o]
-	have := make([]spot, 0, len(claims))
 	edit := r.edit()
-	for i := range claims {
-		if p := r.spot(claims[i].space, claims[i].addr); edit.claim(p, o, &claims[i]) {
-			have = append(have, p)
+	for _, t := range all {
+		now := make(map[spot]bool, len(t.claims))
+		for i := range t.claims {
+			now[r.spot(t.claims[i].space, t.claims[i].addr)] = true
+		}
+		for _, p := range r.owned[t.owner] {
+			if !now[p] {
+				edit.end(p, t.owner, at)
+			}
 		}
 	}
-	for _, p := range had {
-		if !slices.Contains(have, p) {
-			edit.end(p, o, at)
+	for _, t := range all {
+		have := make([]spot, 0, len(t.claims))
+		for i := range t.claims {
+			if p := r.spot(t.claims[i].space, t.claims[i].addr); edit.claim(p, t.owner, &t.claims[i], at) {
+				have = append(have, p)
+			}
 		}
-	}
-	if len(have) > 0 {
-		r.owned[o] = have
-	} else {
-		delete(r.owned, o)
+		if delete(r.owned, t.owner); len(have) > 0 {
+			r.owned[t.owner] = have
+		}
 	}
 	edit.publish()
 }
@@ -210,7 +224,7 @@ func (e edit) set(p spot, held []holding) {
 }
 
 // claim is false when there is no room.
-func (e edit) claim(p spot, o owner, c *claim) bool {
+func (e edit) claim(p spot, o owner, c *claim, at int64) bool {
 	held := slices.Clone(e.at(p)[p])
 	if i := slices.IndexFunc(held, func(h holding) bool { return h.owner == o && h.to == never }); i >= 0 {
 		h := &held[i]
@@ -225,13 +239,16 @@ func (e edit) claim(p spot, o owner, c *claim) bool {
 		e.r.refused++
 		return false
 	}
-	from := c.from
+	from, met := c.from, c.from
+	if c.guess {
+		met = at
+	}
 	for i := range held {
 		if h := &held[i]; h.to != never && h.rank == c.rank {
 			from = max(from, h.to)
 		}
 	}
-	held = append(held, holding{from: from, to: never, who: c.who, owner: o, space: c.space, near: c.near, rank: c.rank})
+	held = append(held, holding{met: met, from: from, to: never, who: c.who, owner: o, space: c.space, near: c.near, rank: c.rank})
 	past := 0
 	for i := len(held) - 1; i >= 0; i-- {
 		if held[i].to == never {
@@ -245,7 +262,8 @@ func (e edit) claim(p spot, o owner, c *claim) bool {
 	return true
 }
 
-// end ends o's holding of p.
+// end ends o's holding of p: at that time or, if that is told late, when another's
+// began.
 func (e edit) end(p spot, o owner, at int64) {
 	held := slices.Clone(e.at(p)[p])
 	for i := range held {
@@ -254,9 +272,14 @@ func (e edit) end(p spot, o owner, at int64) {
 			continue
 		}
 		h.to = max(at, h.from)
-		for j := range held { // nor does it have it from when another began
-			if n := &held[j]; j != i && n.rank == h.rank && n.from > h.from && n.from < h.to {
-				h.to = n.from
+		for j := range held {
+			if n := &held[j]; j != i && n.rank == h.rank && n.met > h.met && n.met < h.to {
+				h.to = max(n.met, h.from)
+			}
+		}
+		for j := range held {
+			if n := &held[j]; j != i && n.rank == h.rank && n.met > h.met {
+				n.from = max(n.from, h.to)
 			}
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"reflect"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -184,9 +185,24 @@ func (l *looker) ask(p *people, ns inode, all []*known, everybody bool) {
 			}
 		}
 	}
+	if ns != p.host && isNode(all) {
+		c.containers = nil
+		p.spaces[ns] = c
+		c.entity = &flows.Entity{Layer: flows.LayerHost, Confidence: 60, Why: "a container runtime runs in this network namespace, and what is oldest in it is no container"}
+		return
+	}
 	slices.SortFunc(c.containers, func(a, b Container) int { return cmp.Compare(a.ID, b.ID) })
 	c.entity = p.describe(ns, c, all)
 	p.spaces[ns] = c
+}
+
+// isNode reports whether a namespace is that of a node within this host: shims run in
+// it, and what they call on the way into a container looks like one for a moment. all
+// are the oldest first: in a container that runs containers itself, it is one's own.
+func isNode(all []*known) bool {
+	return all[0].container.ID == "" && slices.ContainsFunc(all, func(k *known) bool {
+		return strings.HasPrefix(k.Comm, "containerd-shim") || strings.HasPrefix(k.Comm, "conmon")
+	})
 }
 
 // askContainer reads the process's cgroup until it has not changed for a second.

@@ -43,6 +43,7 @@ type holding struct {
 	space    uint64   // cookie of the namespace that has the address
 	near     []device // that lead to the holder: its own, the far end of its veth pair
 	rank     rank
+	met      int64 // when it was told, where from is a guess; else from
 }
 
 // device is where a hop may be, as [flows.Point] without the hook.

@@ -5,6 +5,7 @@ package cni
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -230,3 +231,7 @@ func BenchmarkHold(b *testing.B) {
 		r.hold(o, 2*sec, []claim{{space: 1, addr: addrs[i%5000], who: es[i&1], rank: rankRoutable}})
 	}
 }
+
+func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+func selfPID() uint32 { return uint32(os.Getpid()) }

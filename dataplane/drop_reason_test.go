@@ -201,10 +201,7 @@ func dropReversePath(t *testing.T, r *dropNet) {
 }
 
 func dropFirewall(t *testing.T, r *dropNet) {
-	nft, err := exec.LookPath("nft")
-	if err != nil {
-		t.Skip("left out: there is no nft program here to make a rule that drops")
-	}
+	nft := nsProgramOf(t, "nft", "nftables")
 	r.router.do(func() error {
 		cmd := exec.Command(nft, "-f", "-")
 		cmd.Stdin = strings.NewReader("table inet drops { chain f { type filter hook forward priority 0; udp dport 5006 counter drop; }; }")

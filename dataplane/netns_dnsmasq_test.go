@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -39,13 +38,7 @@ const (
 
 func (n *nsSpace) dnsmasq(args ...string) *nsMasq {
 	n.t.Helper()
-	path, err := exec.LookPath("dnsmasq")
-	if err != nil && os.Getenv("WEFT_REQUIRE_BPF") == "1" && os.Getenv("WEFT_EMULATED") == "" {
-		n.t.Fatal("this test needs dnsmasq: apt-get install dnsmasq-base")
-	}
-	if err != nil {
-		n.t.Skip("no dnsmasq here: apt-get install dnsmasq-base, on a host")
-	}
+	path := nsProgramOf(n.t, "dnsmasq", "dnsmasq-base")
 	m := &nsMasq{cmd: exec.Command(path, append([]string{
 		"--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root", "--pid-file=", "--cache-size=0",
 		"--log-queries=extra", "--log-facility=-",

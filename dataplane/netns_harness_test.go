@@ -156,6 +156,21 @@ func nsRequire(t testing.TB) {
 	}
 }
 
+// nsProgramOf is the path of a program of Debian's package. Without it the test is
+// left out on a laptop and in a guest, which has none, and fails where all must run.
+func nsProgramOf(t testing.TB, name, pkg string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err == nil {
+		return path
+	}
+	if os.Getenv("WEFT_REQUIRE_BPF") == "1" && !nsEmulated {
+		t.Fatalf("this test needs %s: apt-get install %s", name, pkg)
+	}
+	t.Skipf("left out: there is no %s here (apt-get install %s)", name, pkg)
+	return ""
+}
+
 // nsHooks lists the ways of attaching that this kernel has.
 func nsHooks(t testing.TB) []Hooks {
 	t.Helper()

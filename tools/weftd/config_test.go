@@ -149,6 +149,16 @@ func TestNamingLoAsksForIt(t *testing.T) {
 
 // deploy/weft.yaml is the documentation of the keys: with its comments taken
 // off it must hold every key, and every value must be the default.
+func TestEveryKeyIsThereOnce(t *testing.T) {
+	seen := map[string]bool{}
+	for _, k := range keys {
+		if seen[k.name] {
+			t.Errorf("%s is there twice", k.name)
+		}
+		seen[k.name] = true
+	}
+}
+
 func TestExampleHoldsEveryKeyWithItsDefault(t *testing.T) {
 	text, err := os.ReadFile("../../deploy/weft.yaml")
 	if err != nil {

@@ -84,16 +84,16 @@ state = "%[1]s/state"
 `, n.dir, testImage))
 	n.image(t)
 	t.Cleanup(func() { n.kill(n.containerd); dropCgroups(t, n.ns) })
-	n.start(t)
-	for _, group := range []string{"k8s.io", "default"} {
-		n.ctr(t, group, "image", "import", n.dir+"/image.tar")
-	}
 	conn, err := grpc.NewClient("unix:"+n.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	n.runtime = cri.NewRuntimeServiceClient(conn)
+	n.start(t)
+	for _, group := range []string{"k8s.io", "default"} {
+		n.ctr(t, group, "image", "import", n.dir+"/image.tar")
+	}
 	return n
 }
 
@@ -160,7 +160,10 @@ func (n *node) start(t *testing.T) {
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, said)
 		}
-		return nil
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, err = n.runtime.Status(ctx, &cri.StatusRequest{}) // which comes later
+		return err
 	})
 }
 
@@ -383,7 +386,6 @@ func TestEveryFlowBetweenContainersSaysWhichOnes(t *testing.T) {
 	build(t, n.dir)
 	n.write(t, "weft.yaml", fmt.Sprintf(`
 listen: {socket: %[1]s/weft.sock, http: "off"}
-dataplane: {interval: 200ms}
 flows: {active_timeout: 2s, idle_timeout: 1s}
 cni: {runtimes: [%[1]s/c.sock], leases: %[1]s/ipam, node: node-1}
 `, n.dir))

@@ -83,10 +83,6 @@ var keys = []key{
 	list("cni.runtimes", func(c *Config) *[]string { return &c.CNI.runtimes }, checkSocket),
 	text("cni.results", func(c *Config) *string { return &c.CNI.results }, checkFolder),
 	text("cni.leases", func(c *Config) *string { return &c.CNI.leases }, checkFolder),
-	text("cni.node", func(c *Config) *string { return &c.CNI.node }, anything),
-	list("cni.runtimes", func(c *Config) *[]string { return &c.CNI.runtimes }, checkSocket),
-	text("cni.results", func(c *Config) *string { return &c.CNI.results }, checkFolder),
-	text("cni.leases", func(c *Config) *string { return &c.CNI.leases }, checkFolder),
 
 	text("exporter.otlp.endpoint", func(c *Config) *string { return &c.OTLP.Endpoint }, anything),
 	text("exporter.otlp.protocol", func(c *Config) *string { return &c.OTLP.Protocol }, anything),
