@@ -135,8 +135,13 @@ func TestEveryKindOfDeviceIsTold(t *testing.T) {
 			}
 			cookie := cookieOf(t, ns)
 			now := eventually(t, m, "it is told", func(now *Topology) error {
-				if d := now.named(cookie, "it"); d == nil || c.under && d.Under == nil {
+				d := now.named(cookie, "it")
+				if d == nil || c.under && d.Under == nil {
 					return fmt.Errorf("got %+v", d)
+				}
+				// owner and persistence are set, and told, after the device is made
+				if got, want := fmt.Sprintf("%+v", d.Tap), fmt.Sprintf("%+v", c.want.Tap); got != want {
+					return fmt.Errorf("got tap %s, want %s", got, want)
 				}
 				return nil
 			})

@@ -331,27 +331,34 @@ func (a *nsAgent) healthAt(t *testing.T, at flows.Point, key flows.Key) flows.TC
 }
 
 // snmp is a counter of the namespace's own TCP, as nstat shows it.
-func (n *nsSpace) snmp(name string) (value uint64) {
+func (n *nsSpace) snmp(name string) uint64 { return n.proto("snmp", "Tcp:", name) }
+
+// proto is a counter of a section of a file of /proc/net.
+func (n *nsSpace) proto(file, section, name string) (value uint64) {
 	n.t.Helper()
 	n.do(func() error {
-		b, err := os.ReadFile("/proc/thread-self/net/snmp")
+		b, err := os.ReadFile("/proc/thread-self/net/" + file)
 		if err != nil {
 			return err
 		}
 		var names []string
 		for line := range strings.Lines(string(b)) {
 			f := strings.Fields(line)
-			if f[0] != "Tcp:" {
+			if f[0] != section {
 				continue
 			}
 			if names == nil {
 				names = f
 				continue
 			}
-			value, err = strconv.ParseUint(f[slices.Index(names, name)], 10, 64)
+			i := slices.Index(names, name)
+			if i < 0 {
+				break
+			}
+			value, err = strconv.ParseUint(f[i], 10, 64)
 			return err
 		}
-		return fmt.Errorf("no %s", name)
+		return fmt.Errorf("no %s in %s", name, file)
 	})
 	return value
 }
@@ -480,8 +487,8 @@ func TestClosedWindowsAreTimed(t *testing.T) {
 	r.a.drained()
 	key := flows.Key{Src: ln.Addr().(*net.TCPAddr).AddrPort(), Dst: from, Proto: flows.ProtoTCP}
 	got := r.a.healthAt(t, r.a.at(r.host, "w1", flows.HookIngress), key)
-	if got.ZeroWindows == 0 {
-		t.Errorf("got %+v, want a closed window", got)
+	if want := r.server.proto("netstat", "TcpExt:", "TCPToZeroWindowAdv"); got.ZeroWindows != want || want == 0 {
+		t.Errorf("the window closed: got %d times, the receiver's kernel says %d", got.ZeroWindows, want)
 	}
 	within(t, "closed for", got.ZeroWindow, pause/4, 8*pause)
 	r.a.stop()
