@@ -50,7 +50,7 @@ test-runtimes: ## topology and names against real gVisor and containerd (WEFT_TE
 
 test-kubernetes: ## pods and containers of a real containerd (needs what tools/testbed/parts.sh names)
 	tools/testbed/parts.sh $(CACHE)/testbed
-	$(GO) test -count=1 -tags testbed -run 'EveryFlowBetween' -exec "$(SUDO) env TESTBED_PARTS=$(CACHE)/testbed PATH=$(PATH) HOME=$(HOME)" ./tools/weftd
+	$(GO) test -count=1 -tags testbed -run 'ThousandsOfPods|EveryFlowBetween' -exec "$(SUDO) env TESTBED_PARTS=$(CACHE)/testbed PATH=$(PATH) HOME=$(HOME)" ./cni ./tools/weftd
 
 test-kernels: ## the data plane's tests in 6.1 and 6.12 guests (needs qemu-system-x86 kmod cpio busybox-static xz-utils)
 	tools/kernels/matrix.sh

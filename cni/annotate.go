@@ -15,6 +15,7 @@ import (
 // annotated is what [Census.Annotate] remembers.
 type annotated struct {
 	owners   map[ownerOf]*flows.Entity       // at most maxOwners; at the bound all are forgotten
+	serving  map[servingOf]*flows.Entity     // the same
 	guests   map[*flows.Entity]*flows.Entity // the same
 	asked    int                             // processes read since round
 	round    time.Time
@@ -25,6 +26,12 @@ type annotated struct {
 type ownerOf struct {
 	who     *flows.Entity
 	process flows.Process
+}
+
+// servingOf is a pod as a part of a Service.
+type servingOf struct {
+	who     *flows.Entity
+	service flowsService
 }
 
 // Bounds of what is remembered, and of what is read in one round: further processes
@@ -75,7 +82,54 @@ func (c *Census) end(r *flows.Record, source bool) *flows.Entity {
 	if process != nil && process.PID != 0 {
 		who = c.owner(who, *process, r.End)
 	}
+	if !source && c.kube != nil && who != nil {
+		who = c.service(r, who)
+	}
 	return who
+}
+
+// service adds the Service that the connection was opened to, if who is a pod, or the
+// pod that it was sent to, if who is a Service: both views of it then say both.
+func (c *Census) service(r *flows.Record, who *flows.Entity) *flows.Entity {
+	at := r.Start.UnixNano()
+	switch {
+	case who.Pod == "" && who.Service != "":
+		to, ok := c.kube.nat.sentTo(r.Key)
+		if !ok {
+			return who
+		}
+		if pod, _ := c.resolver.find(r.Scope, to.Addr(), at, nil); pod != nil && pod.Pod != "" && pod.Namespace == who.Namespace {
+			return c.serving(pod, &flowsService{who.Namespace, who.Service})
+		}
+	case who.Pod != "":
+		if vip, ok := c.kube.nat.openedTo(r.Key); ok {
+			if s, _ := c.resolver.find(r.Scope, vip, at, nil); s != nil && s.Service != "" {
+				return c.serving(who, &flowsService{s.Namespace, s.Service})
+			}
+		}
+		return c.serving(who, c.kube.serviceOf(backend{r.Key.Dst.Addr().Unmap(), r.Key.Dst.Port(), r.Key.Proto}))
+	}
+	return who
+}
+
+// serving is who as a part of a Service.
+func (c *Census) serving(who *flows.Entity, s *flowsService) *flows.Entity {
+	if s == nil || s.namespace != who.Namespace {
+		return who
+	}
+	a := &c.annotated
+	key := servingOf{who, *s}
+	e := a.serving[key]
+	if e == nil {
+		if a.serving == nil || len(a.serving) >= maxOwners {
+			a.serving = map[servingOf]*flows.Entity{}
+		}
+		e = new(flows.Entity)
+		*e = *who
+		e.Service = s.name
+		a.serving[key] = e
+	}
+	return e
 }
 
 // guest is the machine or sandbox that has an end whose address nobody here has: the

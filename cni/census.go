@@ -29,6 +29,9 @@ type CensusOptions struct {
 	Runtimes   []string // sockets; nil: DefaultRuntimes
 	Results    string   // of libcni; empty: DefaultResults
 	Leases     string   // of host-local; empty: DefaultLeases
+
+	Kubernetes bool   // follow the API server, where something says how to reach one
+	Kubeconfig string // file; empty: as a pod is told
 }
 
 // Census finds out who has which address, and since when. Its goroutines ask; what
@@ -39,6 +42,7 @@ type Census struct {
 	topology  func() *Topology
 	resolver  *Resolver
 	runtimes  []*runtimeSource
+	kube      *kubernetes // nil: not to be followed
 	files     cniFiles
 	changed   chan struct{}
 	cancel    context.CancelFunc
@@ -102,6 +106,11 @@ func OpenCensus(topology func() *Topology, opts CensusOptions) *Census {
 		}
 		c.readFiles()
 	}
+	if opts.Kubernetes {
+		own := topology().Spaces[0].Netns
+		c.kube = newKubernetes(opts.Log, c.resolver, func() uint64 { return own }, c.tell)
+		c.wg.Go(func() { c.kube.open(ctx, opts.Kubeconfig) })
+	}
 	c.count(true)
 	c.wg.Go(func() { c.run(ctx) })
 	return c
@@ -124,6 +133,9 @@ func (c *Census) Status() []SourceStatus {
 	}
 	if c.opts.Containers {
 		all = append(all, c.files.status(int(c.files.count.Load())))
+	}
+	if c.kube != nil {
+		all = append(all, c.kube.statuses()...)
 	}
 	return all
 }

@@ -54,7 +54,22 @@ func (c *Census) describe(s *Space) (*flows.Entity, []*attachment) {
 		e.Container, e.ContainerID = n.Name, n.ID
 		e.Why = because(e.Why, "named by "+n.Runtime)
 	}
+	c.byAPI(&e)
 	return &e, attached
+}
+
+// byAPI adds what only the API server says.
+func (c *Census) byAPI(e *flows.Entity) {
+	if c.kube == nil {
+		return
+	}
+	if e.PodUID != "" || e.Pod != "" {
+		if p := c.kube.pod(e.PodUID, e.Namespace, e.Pod); p != nil {
+			pod(e, p.Pod, p.Namespace, p.PodUID, "the API server")
+			e.Workload, e.WorkloadKind, e.Labels, e.Node = p.Workload, p.WorkloadKind, p.Labels, p.Node
+		}
+	}
+	e.Zone, e.Region = c.kube.placed(e.Node)
 }
 
 // pod names e's pod, unless somebody did already; who says another one is noted.

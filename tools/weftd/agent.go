@@ -57,6 +57,7 @@ type agent struct {
 	conversations atomic.Int64
 	drained       atomic.Int64 // when the last window was delivered, Unix nanoseconds; 0: not yet
 	manager       notifier     // the drain goroutine's
+	trimmed       time.Time    // the drain goroutine's: when it last gave back memory
 	audit         audit
 	refused       map[string]string // by sink: its last error; the drain goroutine's
 	mirrorErr     error
@@ -225,6 +226,7 @@ func (a *agent) deliver(w flows.Window) {
 	a.export(flows.Window{End: w.End, Ledger: w.Ledger, Latencies: w.Latencies, TCP: w.TCP})
 	a.conversations.Store(int64(a.table.Conversations()))
 	now := time.Now()
+	a.trim(now)
 	if a.drained.Swap(now.UnixNano()) == 0 {
 		a.tell(a.manager.tell("READY=1"))
 	}

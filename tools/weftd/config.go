@@ -43,10 +43,11 @@ type Config struct {
 type cniConfig struct {
 	kubernetes, containers, vms, sandboxes bool
 
-	node     string   // this machine's name; empty: its host name
-	runtimes []string // sockets of container runtimes
-	results  string   // where libcni keeps its results
-	leases   string   // where host-local keeps its leases
+	node       string   // this machine's name; empty: its host name
+	runtimes   []string // sockets of container runtimes
+	results    string   // where libcni keeps its results
+	leases     string   // where host-local keeps its leases
+	kubeconfig string   // how to reach the API server; empty: as a pod is told
 
 }
 

@@ -82,6 +82,7 @@ var keys = []key{
 	text("cni.node", func(c *Config) *string { return &c.CNI.node }, anything),
 	list("cni.runtimes", func(c *Config) *[]string { return &c.CNI.runtimes }, checkSocket),
 	text("cni.results", func(c *Config) *string { return &c.CNI.results }, checkFolder),
+	text("cni.kubeconfig", func(c *Config) *string { return &c.CNI.kubeconfig }, checkFileOrNone),
 	text("cni.leases", func(c *Config) *string { return &c.CNI.leases }, checkFolder),
 
 	text("exporter.otlp.endpoint", func(c *Config) *string { return &c.OTLP.Endpoint }, anything),
@@ -239,6 +240,13 @@ func checkSocket(s string) error {
 		return fmt.Errorf("%q is not an absolute path; write one such as /run/weft/weft.sock", s)
 	case len(s) > 107: // sizeof(sockaddr_un.sun_path) less the NUL
 		return fmt.Errorf("the path has %d bytes and a unix socket allows 107; write a shorter one", len(s))
+	}
+	return nil
+}
+
+func checkFileOrNone(s string) error {
+	if s != "" && !filepath.IsAbs(s) {
+		return fmt.Errorf("%q is not an absolute path; write one such as /etc/weft/kubeconfig, or leave the key out in a pod", s)
 	}
 	return nil
 }

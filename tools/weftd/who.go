@@ -18,6 +18,7 @@ func (a *agent) openCensus() {
 	c := a.cfg.CNI
 	a.census = cni.OpenCensus(a.mirror.Topology, cni.CensusOptions{
 		Log: a.log, Node: c.node, Containers: c.containers, Runtimes: c.runtimes, Results: c.results, Leases: c.leases,
+		Kubernetes: c.kubernetes, Kubeconfig: c.kubeconfig,
 	})
 }
 
@@ -43,11 +44,6 @@ func (a *agent) nameLive(now []flows.Live) {
 
 // namesOff is who cannot be named, and why. It is called once the agent is open.
 func (a *agent) namesOff() (all []*api.Capability) {
-	if a.cfg.CNI.kubernetes {
-		all = append(all, &api.Capability{
-			Name: "Kubernetes API", Needs: "a later version of Weft", Err: "Services and workloads are not resolved; pods are, by their runtime",
-		})
-	}
 	if a.census == nil {
 		return all
 	}

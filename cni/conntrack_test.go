@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"weft/flows"
+)
+
+// translating is a namespace where 10.96.0.1:80 is sent to 10.0.0.2:8080, as
+// kube-proxy does it for a Service.
+func translating(t *testing.T) string {
+	ns := newNetns(t, "nat")
+	if _, err := exec.LookPath("nft"); err != nil {
+		if os.Getenv("WEFT_REQUIRE_BPF") == "1" {
+			t.Fatal("needs nft (nftables)")
+		}
+		t.Skip("needs nft (nftables)")
+	}
+	in(t, ns, func(h *netlink.Handle) error {
+		lo, err := h.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		own, err := netlink.ParseAddr("10.0.0.2/32")
+		if err != nil {
+			return err
+		}
+		all := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}}
+		if err := errors.Join(h.LinkSetUp(lo), h.AddrAdd(lo, own), h.RouteAdd(all)); err != nil {
+			return err
+		}
+		nft := exec.Command("nft", "-f", "-")
+		nft.Stdin = strings.NewReader("table ip t { chain out { type nat hook output priority -100; ip daddr 10.96.0.1 tcp dport 80 dnat to 10.0.0.2:8080; }; }")
+		if said, err := nft.CombinedOutput(); err != nil {
+			return fmt.Errorf("nft: %w: %s", err, said)
+		}
+		return nil
+	})
+	return ns
+}
+
+// connect opens a connection to the Service and returns its key.
+func connect(t *testing.T, ns string) (k flows.Key) {
+	in(t, ns, func(*netlink.Handle) error {
+		c, err := net.DialTimeout("tcp4", "10.96.0.1:80", 2*time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		from, err := netip.ParseAddrPort(c.LocalAddr().String())
+		k = flows.Key{Src: from, Dst: netip.MustParseAddrPort("10.96.0.1:80"), Proto: flows.ProtoTCP}
+		return err
+	})
+	return k
+}
+
+func TestConnectionToAServiceSaysWhereItIsSent(t *testing.T) {
+	ns := translating(t)
+	var l net.Listener
+	in(t, ns, func(*netlink.Handle) (err error) { l, err = net.Listen("tcp4", "10.0.0.2:8080"); return err })
+	defer l.Close()
+	early := connect(t, ns) // before anybody follows
+	c := newConntrack(quiet())
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // the thread ends with it
+		fd, err := netns.GetFromPath(ns)
+		if err == nil {
+			err = errors.Join(netns.Set(fd), fd.Close())
+		}
+		if err == nil {
+			c.run(ctx)
+		}
+		done <- err
+	}()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	check := func(k flows.Key) {
+		t.Helper()
+		want := netip.MustParseAddrPort("10.0.0.2:8080")
+		soonEnough(t, 5*time.Second, fmt.Sprintf("known where %s is sent", k), func() bool {
+			to, ok := c.sentTo(k)
+			return ok && to == want
+		})
+		sent := k
+		sent.Dst = want
+		if got, ok := c.openedTo(sent); !ok || got != k.Dst.Addr() {
+			t.Errorf("%s: opened to %s, known %v, want %s", sent, got, ok, k.Dst.Addr())
+		}
+	}
+	check(early)
+	soonEnough(t, 5*time.Second, "told as well", func() bool { return c.status(0).Err == "" && !c.status(0).Last.IsZero() })
+	check(connect(t, ns))
+}
+
+func TestTranslationsAreBounded(t *testing.T) {
+	c := newConntrack(quiet())
+	for i := range 3*maxTranslated + 10 {
+		k := flows.Key{Src: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 24), byte(i >> 16), byte(i >> 8)}), uint16(i&255)), Dst: netip.MustParseAddrPort("10.96.0.1:80"), Proto: 6}
+		c.keep(translation{k, k})
+		if _, ok := c.sentTo(k); !ok {
+			t.Fatalf("connection %d is not known", i)
+		}
+	}
+	if n := len(c.now.to) + len(c.old.to); n > 2*maxTranslated {
+		t.Errorf("%d are remembered, want at most %d", n, 2*maxTranslated)
+	}
+}
+
+func FuzzTracked(f *testing.F) {
+	tuple := func(kind uint16, src, dst string) []byte {
+		attr := func(kind uint16, v []byte) []byte {
+			m := native.AppendUint16(native.AppendUint16(nil, uint16(4+len(v))), kind)
+			return append(append(m, v...), make([]byte, -len(v)&3)...)
+		}
+		s, d := netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)
+		port := func(p uint16) []byte { return []byte{byte(p >> 8), byte(p)} }
+		ips := append(attr(1, s.Addr().AsSlice()), attr(2, d.Addr().AsSlice())...)
+		proto := append(append(attr(ctaProtoNum, []byte{6}), attr(ctaSrcPort, port(s.Port()))...), attr(ctaDstPort, port(d.Port()))...)
+		return attr(kind|unix.NLA_F_NESTED, append(attr(ctaIP|unix.NLA_F_NESTED, ips), attr(ctaProto|unix.NLA_F_NESTED, proto)...))
+	}
+	seed := append([]byte{2, 0, 0, 0}, append(tuple(ctaOrig, "10.0.0.1:4000", "10.96.0.1:80"), tuple(ctaReply, "10.0.0.2:8080", "10.0.0.1:4000")...)...)
+	if t, ok := parseTracked(seed); !ok || t.sent.Dst.String() != "10.0.0.2:8080" {
+		f.Fatalf("seed: got %+v, %v", t, ok)
+	}
+	f.Add(seed)
+	f.Fuzz(func(t *testing.T, m []byte) {
+		if got, ok := parseTracked(m); ok && (!got.opened.Dst.IsValid() || got.opened.Dst == got.sent.Dst) {
+			t.Errorf("got %+v", got)
+		}
+	})
+}
