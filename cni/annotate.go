@@ -3,6 +3,7 @@
 package cni
 
 import (
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,13 @@ type annotated struct {
 type ownerOf struct {
 	who     *flows.Entity
 	process flows.Process
+	seen    sighting
+}
+
+// sighting is how it is known who owns a socket.
+type sighting struct {
+	opener    *opener // by the descriptors; nil: the kernel named the owner when it connected or accepted
+	connected bool    // the very socket was seen, not one that listens where it is
 }
 
 // servingOf is a pod as a part of a Service.
@@ -72,15 +80,24 @@ func (c *Census) end(r *flows.Record, source bool) *flows.Entity {
 	if !addr.IsValid() {
 		return nil
 	}
-	who, disputed := c.resolver.find(r.Scope, addr, r.Start.UnixNano(), r.Hops)
-	if disputed {
+	var who *flows.Entity
+	holder, disputed := c.resolver.holder(r.Scope, addr, r.Start.UnixNano(), r.Hops)
+	switch {
+	case holder != nil && !disputed:
+		who = holder.who
+	case disputed:
 		c.annotated.disputed.Add(1)
 	}
 	if who == nil {
 		who = c.guest(r, source)
 	}
-	if process != nil && process.PID != 0 {
-		who = c.owner(who, *process, r.End)
+	switch {
+	case process != nil && process.PID != 0:
+		who = c.owner(ownerOf{who: who, process: *process}, r.End)
+	case c.sockets != nil && holder != nil && !disputed && holder.rank == rankSeen:
+		if o, connected := c.sockets.find(holder.space, r, source); o != nil {
+			who = c.owner(ownerOf{who, flows.Process{PID: o.PID, Comm: o.Comm}, sighting{o, connected}}, r.End)
+		}
 	}
 	if !source && c.kube != nil && who != nil {
 		who = c.service(r, who)
@@ -184,9 +201,8 @@ func (c *Census) behind(guest *flows.Entity, why string) *flows.Entity {
 }
 
 // owner is who with the process that owns the socket there.
-func (c *Census) owner(who *flows.Entity, p flows.Process, until time.Time) *flows.Entity {
+func (c *Census) owner(key ownerOf, until time.Time) *flows.Entity {
 	a := &c.annotated
-	key := ownerOf{who, p}
 	if e, ok := a.owners[key]; ok {
 		return e
 	}
@@ -194,27 +210,50 @@ func (c *Census) owner(who *flows.Entity, p flows.Process, until time.Time) *flo
 		a.owners = map[ownerOf]*flows.Entity{}
 	}
 	e := &flows.Entity{Layer: flows.LayerHost, Node: c.opts.Node, Confidence: 90}
-	if who != nil {
-		*e = *who
+	if key.who != nil {
+		*e = *key.who
 	}
-	e.Process, e.PID = bounded(p.Comm), p.PID
-	e.Why = because(e.Why, "the kernel names the owner of the socket")
+	sure, why := key.seen.evidence()
+	e.Process, e.PID = bounded(key.process.Comm), key.process.PID
+	e.Confidence, e.Why = min(e.Confidence, sure), because(e.Why, why)
 	if now := time.Now(); now.Sub(a.round) > roundTakes {
 		a.round, a.asked = now, 0
 	}
 	if a.asked < maxReading {
 		a.asked++
-		c.unit(e, p, until)
+		c.unit(e, key, until)
 		a.owners[key] = e
 	}
 	return e
 }
 
+// evidence is how sure it is that the process is the right one, and why. What listens
+// may not be what was spoken to: address translation goes before it.
+func (s sighting) evidence() (sure uint8, why string) {
+	o := s.opener
+	if o == nil {
+		return 100, "the kernel names the owner of the socket"
+	}
+	sure, why = 75, fmt.Sprintf("process %d listens there", o.PID)
+	if s.connected {
+		sure, why = 85, fmt.Sprintf("process %d has the socket open", o.PID)
+	}
+	switch {
+	case o.mixed:
+		sure, why = 50, why+fmt.Sprintf(", as have %d that are not all called so", o.holders-1)
+	case o.holders > 1:
+		sure, why = sure-10, why+fmt.Sprintf(", the oldest of %d", o.holders)
+	}
+	return sure, why
+}
+
 // unit adds the systemd unit of the process or, where it is on the host's network,
 // its container.
-func (c *Census) unit(e *flows.Entity, p flows.Process, until time.Time) {
+func (c *Census) unit(e *flows.Entity, key ownerOf, until time.Time) {
+	p := key.process
 	now, err := readProcess(p.PID)
-	if err != nil || startOf(now).After(until) {
+	another := err == nil && key.seen.opener != nil && now.Start != key.seen.opener.Start
+	if err != nil || another || startOf(now).After(until) {
 		e.Why = because(e.Why, "it had ended before its cgroup was read")
 		return
 	}

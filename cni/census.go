@@ -30,6 +30,7 @@ type CensusOptions struct {
 	Results    string   // of libcni; empty: DefaultResults
 	Leases     string   // of host-local; empty: DefaultLeases
 
+	Processes  bool   // look for the owners of sockets that the kernel has not named
 	Kubernetes bool   // follow the API server, where something says how to reach one
 	Kubeconfig string // file; empty: as a pod is told
 }
@@ -43,6 +44,7 @@ type Census struct {
 	resolver  *Resolver
 	runtimes  []*runtimeSource
 	kube      *kubernetes // nil: not to be followed
+	sockets   *sockets    // nil: not to be asked for
 	files     cniFiles
 	changed   chan struct{}
 	cancel    context.CancelFunc
@@ -111,6 +113,10 @@ func OpenCensus(topology func() *Topology, opts CensusOptions) *Census {
 		c.kube = newKubernetes(opts.Log, c.resolver, func() uint64 { return own }, c.tell)
 		c.wg.Go(func() { c.kube.open(ctx, opts.Kubeconfig) })
 	}
+	if opts.Processes {
+		c.sockets = newSockets(opts.Log, topology)
+		c.wg.Go(func() { c.sockets.run(ctx) })
+	}
 	c.count(true)
 	c.wg.Go(func() { c.run(ctx) })
 	return c
@@ -133,6 +139,9 @@ func (c *Census) Status() []SourceStatus {
 	}
 	if c.opts.Containers {
 		all = append(all, c.files.status(int(c.files.count.Load())))
+	}
+	if c.sockets != nil {
+		all = append(all, c.sockets.status())
 	}
 	if c.kube != nil {
 		all = append(all, c.kube.statuses()...)

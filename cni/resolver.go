@@ -84,13 +84,22 @@ func (r *Resolver) Resolve(scope flows.Scope, addr netip.Addr, at int64) *flows.
 // find is Resolve; when several hold the address, the one that hops lead to.
 // disputed: that did not tell either.
 func (r *Resolver) find(scope flows.Scope, addr netip.Addr, at int64, hops []flows.HopCount) (e *flows.Entity, disputed bool) {
+	h, disputed := r.holder(scope, addr, at, hops)
+	if h == nil || disputed {
+		return nil, disputed
+	}
+	return h.who, false
+}
+
+// holder is find with all that is known of it.
+func (r *Resolver) holder(scope flows.Scope, addr netip.Addr, at int64, hops []flows.HopCount) (found *holding, disputed bool) {
 	addr = addr.Unmap()
 	p := spot{r.domain(scope.Netns), addr}
 	if addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsInterfaceLocalMulticast() {
 		p.domain = scope.Netns // means another one in each namespace
 	}
 	held := (*r.shards[r.shardOf(p)].Load())[p]
-	found, disputed := pick(held, at, func(*holding) bool { return true })
+	found, disputed = pick(held, at, func(*holding) bool { return true })
 	if disputed && len(hops) > 0 {
 		if f, d := pick(held, at, func(h *holding) bool { return h.leads(hops) }); f != nil {
 			found, disputed = f, d
@@ -101,10 +110,7 @@ func (r *Resolver) find(scope flows.Scope, addr netip.Addr, at int64, hops []flo
 			found, disputed = f, d
 		}
 	}
-	if found == nil || disputed {
-		return nil, disputed
-	}
-	return found.who, false
+	return found, disputed
 }
 
 // pick is the holding of that time with the highest rank. disputed: there are

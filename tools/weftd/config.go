@@ -41,7 +41,7 @@ type Config struct {
 
 // cniConfig says whom to name, and where to ask.
 type cniConfig struct {
-	kubernetes, containers, vms, sandboxes bool
+	kubernetes, containers, vms, sandboxes, processes bool
 
 	node       string   // this machine's name; empty: its host name
 	runtimes   []string // sockets of container runtimes
@@ -74,7 +74,7 @@ func defaultConfig() Config {
 		},
 		Store: exporter.DefaultStore,
 		CNI: cniConfig{
-			kubernetes: true, containers: true, vms: true, sandboxes: true,
+			kubernetes: true, containers: true, vms: true, sandboxes: true, processes: true,
 			runtimes: cni.DefaultRuntimes, results: cni.DefaultResults, leases: cni.DefaultLeases,
 		},
 		OTLP:  exporter.OTLPConfig{Flush: time.Second, Finish: exporter.DefaultFinish},

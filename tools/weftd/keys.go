@@ -79,6 +79,7 @@ var keys = []key{
 	autoOff("cni.containers", func(c *Config) *bool { return &c.CNI.containers }),
 	autoOff("cni.vms", func(c *Config) *bool { return &c.CNI.vms }),
 	autoOff("cni.sandboxes", func(c *Config) *bool { return &c.CNI.sandboxes }),
+	autoOff("cni.processes", func(c *Config) *bool { return &c.CNI.processes }),
 	text("cni.node", func(c *Config) *string { return &c.CNI.node }, anything),
 	list("cni.runtimes", func(c *Config) *[]string { return &c.CNI.runtimes }, checkSocket),
 	text("cni.results", func(c *Config) *string { return &c.CNI.results }, checkFolder),
