@@ -95,7 +95,7 @@ func (c *Census) end(r *flows.Record, source bool) *flows.Entity {
 	case process != nil && process.PID != 0:
 		who = c.owner(ownerOf{who: who, process: *process}, r.End)
 	case c.sockets != nil && holder != nil && !disputed && holder.rank == rankSeen:
-		if o, connected := c.sockets.find(holder.space, r, source); o != nil {
+		if o, connected := c.sockets.find(holder.near[0].netns, r, source); o != nil {
 			who = c.owner(ownerOf{who, flows.Process{PID: o.PID, Comm: o.Comm}, sighting{o, connected}}, r.End)
 		}
 	}

@@ -178,7 +178,7 @@ func (c *Census) run(ctx context.Context) {
 				c.count(true)
 			}
 		case <-forget.C:
-			c.resolver.forget(time.Now().UnixNano(), c.domains(c.topology()))
+			c.resolver.forget(time.Now().UnixNano(), c.topology().domains)
 		}
 	}
 }
@@ -217,7 +217,7 @@ func (c *Census) count(anyway bool) {
 		c.readFiles()
 	}
 	c.last = t
-	c.resolver.joined(c.domains(t))
+	c.resolver.joined(t.domains)
 	there := map[uint64]bool{}
 	all := make([]telling, 0, len(t.Spaces))
 	for _, s := range t.Spaces {
@@ -238,35 +238,6 @@ func ownerOfSpace(cookie uint64) owner {
 	return owner{ownerNamespace, strconv.FormatUint(cookie, 16)}
 }
 
-// domains is the least cookie of the namespaces that are joined with each.
-func (c *Census) domains(t *Topology) map[uint64]uint64 {
-	all := make(map[uint64]uint64, len(t.Spaces))
-	for _, s := range t.Spaces {
-		all[s.Netns] = s.Netns
-	}
-	root := func(n uint64) uint64 {
-		for all[n] != n {
-			all[n] = all[all[n]]
-			n = all[n]
-		}
-		return n
-	}
-	for _, s := range t.Spaces {
-		for _, d := range s.Devices {
-			for _, other := range []*Device{d.Far, d.Under} {
-				if other != nil && other.Space != s {
-					a, b := root(s.Netns), root(other.Space.Netns)
-					all[max(a, b)] = min(a, b)
-				}
-			}
-		}
-	}
-	for n := range all {
-		all[n] = root(n)
-	}
-	return all
-}
-
 // space is what a namespace has, and who is in it.
 func (c *Census) space(s *Space, t *Topology, first bool) []claim {
 	was := c.spaces[s.Netns]
@@ -281,21 +252,21 @@ func (c *Census) space(s *Space, t *Topology, first bool) []claim {
 	var claims []claim
 	since := map[spot]int64{}
 	add := func(a claim) {
-		p := spot{s.Netns, a.addr}
-		if i := slices.IndexFunc(claims, func(b claim) bool { return b.addr == a.addr }); i >= 0 {
-			claims[i].near = append(claims[i].near, a.near...) // one address on two devices, as in two VRFs
+		p := spot{a.space, a.addr}
+		if i := slices.IndexFunc(claims, func(b claim) bool { return b.addr == a.addr && b.space == a.space }); i >= 0 {
+			claims[i].near = append(claims[i].near, a.near...) // one address on two devices
 			return
 		}
 		from, known := was.since[p]
 		if !known && !first {
 			from, a.guess = bornAt(t.At, attached, a.addr)
 		}
-		since[p], a.from, a.space, a.who = from, from, s.Netns, was.who
+		since[p], a.from, a.who = from, from, was.who
 		claims = append(claims, a)
 	}
 	for _, d := range s.Devices {
 		for _, p := range d.Addrs {
-			add(claim{addr: p.Addr().WithZone("").Unmap(), near: nearTo(d), rank: rankSeen})
+			add(claim{space: d.segment, addr: p.Addr().WithZone("").Unmap(), near: nearTo(d), rank: rankSeen})
 		}
 	}
 	for _, a := range attached {
@@ -306,7 +277,7 @@ func (c *Census) space(s *Space, t *Topology, first bool) []claim {
 					near = append(near, nearTo(d)...)
 				}
 			}
-			add(claim{addr: addr, near: near, rank: rankLeased})
+			add(claim{space: s.Netns, addr: addr, near: near, rank: rankLeased})
 		}
 	}
 	was.since = since

@@ -43,7 +43,7 @@ const (
 	ownerService                    // id: namespace/name
 )
 
-// claim is that an owner has an address, in a namespace.
+// claim is that an owner has an address, in a segment: see [Topology.Domain].
 type claim struct {
 	space uint64
 	addr  netip.Addr

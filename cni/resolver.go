@@ -16,8 +16,7 @@ import (
 // [flows.Resolver].
 type Resolver struct {
 	shards [numShards]atomic.Pointer[shard]
-	// domains has the domain of every namespace that is known: the least cookie of
-	// those that veth pairs join, as in [flows.Scope].
+	// domains has the domain of every segment that is known, as in [flows.Scope].
 	domains atomic.Pointer[map[uint64]uint64]
 
 	holds // the writers' side
@@ -40,7 +39,7 @@ type holding struct {
 	from, to int64 // Unix nanoseconds, to excluded; never: still held
 	who      *flows.Entity
 	owner    owner
-	space    uint64   // cookie of the namespace that has the address
+	space    uint64   // segment that the address is in: the namespace's cookie, or a VRF's or bridge's number
 	near     []device // that lead to the holder: its own, the far end of its veth pair
 	rank     rank
 	met      int64 // when it was told, where from is a guess; else from

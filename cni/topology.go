@@ -26,6 +26,7 @@ type Topology struct {
 	devices map[place]*Device
 	spaces  map[uint64]*Space
 	local   map[heldAddr]*Device
+	domains map[uint64]uint64 // of each segment
 	holders map[netip.Addr][]*Device
 	unheld  bool // a tap is in use and its process is not known
 }
@@ -71,6 +72,8 @@ type Device struct {
 	// Behind is who the device leads to: the namespace at the far end of a pair, the
 	// virtual machine or process that has the tap open. nil: nobody in particular.
 	Behind *flows.Entity
+
+	segment uint64
 }
 
 type place struct {
@@ -118,6 +121,7 @@ func (m *Mirror) snapshot() *Topology {
 			t.pair(d)
 		}
 	}
+	t.segments()
 	b := classifier{t, m.people, m.opts, tapNames(t)}
 	for _, s := range t.Spaces {
 		for _, d := range s.Devices {

@@ -182,12 +182,20 @@ func (d *Dataplane) Run(ctx context.Context, out chan<- flows.Batch) error {
 	return errors.Join(err, d.drainAll(out, true))
 }
 
+// askDomains has the points know what tells tenants apart.
+func (d *Dataplane) askDomains() {
+	if d.opts.Domains != nil {
+		d.points.tell(d.opts.Domains())
+	}
+}
+
 // drainEvicted makes room in the ring buffer between two drains.
 func (d *Dataplane) drainEvicted(out chan<- flows.Batch) error {
 	now, err := d.clock.read()
 	if err != nil {
 		return err
 	}
+	d.askDomains()
 	e := d.emitter(now, out)
 	if err := d.table.drainEvicted(e); err != nil {
 		return fmt.Errorf("drain evicted flows: %w", err)
@@ -204,6 +212,7 @@ func (d *Dataplane) drainAll(out chan<- flows.Batch, last bool) error {
 	if err != nil {
 		return err
 	}
+	d.askDomains()
 	// First: the packets of what sockets tell are then in the table, or were before.
 	told, byEvents := d.drainSockets(now)
 	acct := d.points.begin(last)

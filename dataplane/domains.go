@@ -106,8 +106,13 @@ func (a *spaces) setDomains(domains map[uint64]uint64) {
 	a.domains.Store(&domains)
 }
 
-// domainOf is the domain of a namespace; 0: it is not watched.
+// domainOf is the domain of a namespace; 0: it is not known.
 func (a *spaces) domainOf(netns uint64) uint64 {
+	if ask := a.d.opts.Domains; ask != nil {
+		if now := ask(); now != nil && now.Domain(netns, 0) != 0 {
+			return now.Domain(netns, 0)
+		}
+	}
 	if domains := a.domains.Load(); domains != nil {
 		return (*domains)[netns]
 	}

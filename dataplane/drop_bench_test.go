@@ -27,7 +27,7 @@ func benchmarkDrop(b *testing.B, flows int) {
 	nsRequire(b)
 	host := nsHost(b)
 	host.up("lo")
-	d, err := openDrops(dropEntries, func(uint64) uint64 { return 0 })
+	d, err := openDrops(dropEntries, func(uint64, uint32) uint64 { return 0 })
 	if err != nil {
 		b.Fatal(err)
 	}

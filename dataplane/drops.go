@@ -36,7 +36,7 @@ type drops struct {
 	overflow *swapSet[uint64, bpf.DropDropCount]
 	reasons  *dropReasons
 	symbols  *symbols
-	domainOf func(netns uint64) uint64
+	domainOf func(netns uint64, ifindex uint32) uint64
 
 	read bpf.DropDropSeen // before the sets were last swapped
 	acct flows.DropAccount
@@ -45,7 +45,7 @@ type drops struct {
 const dropsNeed = "tracepoint kfree_skb with its reason (Linux 5.17), kernel BTF, CAP_PERFMON"
 
 // openDrops loads and attaches; entries bounds each of the two sets.
-func openDrops(entries int, domainOf func(netns uint64) uint64) (*drops, error) {
+func openDrops(entries int, domainOf func(netns uint64, ifindex uint32) uint64) (*drops, error) {
 	kernel, err := btf.LoadKernelSpec()
 	if err != nil {
 		return nil, fmt.Errorf("read the kernel's BTF: %w", err)
@@ -186,7 +186,7 @@ func (d *drops) sample(now instant, c *bpf.DropDropCount) flows.DropSample {
 	key.Point = 0 // the CPU
 	if key != (bpf.FlowFlowKey{}) {
 		s.Key = keyOf(&key)
-		s.Domain = d.domainOf(k.Netns)
+		s.Domain = d.domainOf(k.Netns, k.Ifindex)
 	}
 	return s
 }

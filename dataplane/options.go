@@ -59,6 +59,10 @@ type Options struct {
 	// they sent again, and how they failed. Off: false.
 	Sockets bool
 
+	// Domains, if not nil, is asked before each drain for what tells tenants apart within
+	// a namespace. Nil: namespaces that veth pairs join are one domain each.
+	Domains func() Domains
+
 	// Backend forces a flow table: BackendAuto, BackendSlots, BackendHash.
 	Backend Backend
 
@@ -67,6 +71,14 @@ type Options struct {
 
 	// Log receives life-cycle lines. Nil: none.
 	Log *slog.Logger
+}
+
+// Domains knows the domain of each device. It never changes: when something did,
+// another one takes its place.
+type Domains interface {
+	// Domain is what all devices share that see the same packets and no other tenant's,
+	// as [flows.Sample.Domain]; ifindex 0: of the namespace itself. 0: not known.
+	Domain(netns uint64, ifindex uint32) uint64
 }
 
 // XDPMode says whether and how XDP programs are attached.

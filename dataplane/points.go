@@ -33,7 +33,9 @@ type pointTable struct {
 	byAt map[flows.Point]*point
 	// domains has a namespace for as long as points are in it.
 	domains map[uint64]*namespaceDomain
-	used    []bool // by place: its points are live or leaving
+	told    Domains // what was last taken of Options.Domains; nil: nothing
+	fresh   bool    // points came since
+	used    []bool  // by place: its points are live or leaving
 	free    int
 }
 
@@ -46,6 +48,7 @@ type point struct {
 	id       uint16
 	at       flows.Point
 	domain   *atomic.Uint64 // of its namespace; nil: the namespace alone
+	told     atomic.Uint64  // of the device, by Options.Domains; 0: not known, its namespace's
 	hop      flows.Hop      // guarded by pointTable.mu, as is what follows
 	err      string
 	attached bool
@@ -125,6 +128,7 @@ func (t *pointTable) add(netns uint32, l2Len uint8, at flows.Point, hop flows.Ho
 		d = &namespaceDomain{}
 		t.domains[at.Netns] = d
 	}
+	t.fresh = true
 	d.points += len(points)
 	d.domain = cmp.Or(domain, d.domain)
 	return points, nil
@@ -203,10 +207,37 @@ func (t *pointTable) hop(at flows.Point) (flows.Hop, bool) {
 	return flows.Hop{}, false
 }
 
-// domainOf is the domain of a namespace, by cookie; 0: it was never watched.
-func (t *pointTable) domainOf(netns uint64) uint64 {
+// tell takes what Options.Domains knows now. A device that it does not know keeps
+// what was known before: it may be gone, with packets that are still to be read.
+func (t *pointTable) tell(now Domains) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if now == nil || now == t.told && !t.fresh {
+		return
+	}
+	t.told, t.fresh = now, false
+	for _, p := range t.byAt {
+		if d := now.Domain(p.at.Netns, p.at.Ifindex); d != 0 {
+			p.told.Store(d)
+		}
+	}
+}
+
+// domainOf is the domain of a device; of another place, or none, in a namespace that
+// of the namespace. 0: it was never watched.
+func (t *pointTable) domainOf(netns uint64, ifindex uint32) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, h := range watchedHooks {
+		if p := t.byAt[flows.Point{Netns: netns, Ifindex: ifindex, Hook: h}]; p != nil && p.domain != nil {
+			return p.domainNow()
+		}
+	}
+	if t.told != nil && t.domains[netns] != nil {
+		if d := t.told.Domain(netns, 0); d != 0 {
+			return d
+		}
+	}
 	if d := t.domains[netns]; d != nil && d.domain != nil {
 		return d.domain.Load()
 	}
@@ -229,10 +260,15 @@ func (t *pointTable) place(s *flows.Sample, id uint16) {
 	}
 	if p := t.byID[id].Load(); p != nil {
 		s.At = p.at
-		if p.domain != nil {
-			s.Domain = p.domain.Load()
-		}
+		s.Domain = p.domainNow()
 	}
+}
+
+func (p *point) domainNow() uint64 {
+	if p.domain == nil {
+		return 0
+	}
+	return cmp.Or(p.told.Load(), p.domain.Load())
 }
 
 // read is what the kernel counted under a number since the maps were made.

@@ -107,6 +107,9 @@ func (a *agent) open() error {
 	a.openTopology()
 	a.openCensus()
 	cfg.Dataplane.Log = a.log
+	if a.mirror != nil {
+		cfg.Dataplane.Domains = func() dataplane.Domains { return a.mirror.Topology() }
+	}
 	plane, err := dataplane.Open(cfg.Dataplane)
 	if err != nil {
 		return err
