@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"net/netip"
 	"strconv"
 	"time"
 	"unicode"
@@ -131,6 +130,16 @@ func (l list) appendRow(dst []slog.Attr, r *flows.Record, i int) []slog.Attr {
 // measured none of 0. The record's totals, its times and its lists are not among
 // them.
 func AppendAttributes(dst []slog.Attr, r *flows.Record) []slog.Attr {
+	var w words
+	dst = appendMeasured(dst, &w, r)
+	dst = appendWho(dst, &sourceWho, r.Source, r.SourceProcess != nil)
+	dst = appendWho(dst, &destinationWho, r.Destination, r.DestinationProcess != nil)
+	return appendSockets(dst, &w, r)
+}
+
+// appendMeasured appends the attributes in front of those that say who the two ends
+// are. Its texts are in w: they are good until w is used anew.
+func appendMeasured(dst []slog.Attr, w *words, r *flows.Record) []slog.Attr {
 	str := func(name, v string) {
 		if v != "" {
 			dst = append(dst, slog.String(name, v))
@@ -139,11 +148,11 @@ func AppendAttributes(dst []slog.Attr, r *flows.Record) []slog.Attr {
 	number := func(name string, v uint64) { dst = append(dst, slog.Int64(name, signed(v))) }
 
 	number(nameSchema, SchemaVersion)
-	str(nameSrcAddr, address(r.Key.Src.Addr()))
+	str(nameSrcAddr, w.address(r.Key.Src.Addr()))
 	if hasPorts(r) {
 		number(nameSrcPort, uint64(r.Key.Src.Port()))
 	}
-	str(nameDstAddr, address(r.Key.Dst.Addr()))
+	str(nameDstAddr, w.address(r.Key.Dst.Addr()))
 	if hasPorts(r) {
 		number(nameDstPort, uint64(r.Key.Dst.Port()))
 	}
@@ -162,12 +171,12 @@ func AppendAttributes(dst []slog.Attr, r *flows.Record) []slog.Attr {
 		str(nameInitiator, r.Initiator.String())
 	}
 	if !r.Fragment { // without ports the identifier would be another conversation's
-		str(nameCommunityID, flows.CommunityID(r.Key, 0))
+		str(nameCommunityID, w.community(r.Key))
 	} else {
 		dst = append(dst, slog.Bool(nameFragment, true))
 	}
 	if r.ConnectionID != 0 {
-		str(nameConnection, fmt.Sprintf("%016x", r.ConnectionID))
+		str(nameConnection, w.hex(r.ConnectionID))
 	}
 	if r.Scope.Netns != 0 {
 		number(nameScopeNetns, r.Scope.Netns)
@@ -306,13 +315,6 @@ func hasPorts(r *flows.Record) bool {
 		return !r.Fragment
 	}
 	return false
-}
-
-func address(a netip.Addr) string {
-	if !a.IsValid() {
-		return ""
-	}
-	return a.String()
 }
 
 func networkType(k flows.Key) string {

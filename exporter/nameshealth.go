@@ -4,12 +4,8 @@ package exporter
 
 import (
 	"log/slog"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"weft/flows"
 )
@@ -86,29 +82,45 @@ func appendHealth(dst []slog.Attr, r *flows.Record) []slog.Attr {
 	if r.DNS != nil {
 		dst = appendDNS(dst, r.DNS)
 	}
-	dst = appendWho(dst, &sourceWho, r.Source, r.SourceProcess != nil)
-	dst = appendWho(dst, &destinationWho, r.Destination, r.DestinationProcess != nil)
-	dst = appendProcess(dst, nameSrcProc, r.SourceProcess)
-	dst = appendProcess(dst, nameDstProc, r.DestinationProcess)
-	dst = appendSocket(dst, "weft.source.socket", r.SourceSocket)
-	return appendSocket(dst, "weft.destination.socket", r.DestinationSocket)
+	return dst
+}
+
+// appendSockets appends the attributes behind those that say who the two ends are.
+func appendSockets(dst []slog.Attr, w *words, r *flows.Record) []slog.Attr {
+	dst = appendProcess(dst, &sourceSocket, r.SourceProcess)
+	dst = appendProcess(dst, &destinationSocket, r.DestinationProcess)
+	dst = appendSocket(dst, w, &sourceSocket, r.SourceSocket)
+	return appendSocket(dst, w, &destinationSocket, r.DestinationSocket)
+}
+
+// socketNames are the full names of what is known of the socket of one end, put
+// together once.
+type socketNames struct {
+	pid, comm, cgroup                                string
+	retransmits, resetsSent, resetsReceived, dropped string
+	err                                              string
+}
+
+func namesOfSocket(side string) socketNames {
+	prefix := "weft." + side + ".socket"
+	return socketNames{
+		pid: side + namePID, comm: side + nameComm, cgroup: "weft." + side + nameCgroup,
+		retransmits: prefix + socketRetransmits, resetsSent: prefix + socketResetsSent,
+		resetsReceived: prefix + socketResetsReceived, dropped: prefix + socketQueueFull, err: prefix + socketError,
+	}
 }
 
 // appendSocket appends what the socket of one end counts by itself. Its error is
 // named as errno.h does, in lower case.
-func appendSocket(dst []slog.Attr, prefix string, s *flows.SocketFigures) []slog.Attr {
+func appendSocket(dst []slog.Attr, w *words, n *socketNames, s *flows.SocketFigures) []slog.Attr {
 	if s == nil {
 		return dst
 	}
 	dst = append(dst,
-		slog.Int64(prefix+socketRetransmits, signed(s.Retransmits)), slog.Int64(prefix+socketResetsSent, signed(s.ResetsSent)),
-		slog.Int64(prefix+socketResetsReceived, signed(s.ResetsReceived)), slog.Int64(prefix+socketQueueFull, signed(s.RcvQueueFull)))
+		slog.Int64(n.retransmits, signed(s.Retransmits)), slog.Int64(n.resetsSent, signed(s.ResetsSent)),
+		slog.Int64(n.resetsReceived, signed(s.ResetsReceived)), slog.Int64(n.dropped, signed(s.RcvQueueFull)))
 	if s.Errno != 0 {
-		name := strings.ToLower(unix.ErrnoName(syscall.Errno(s.Errno)))
-		if name == "" {
-			name = "errno" + strconv.Itoa(int(s.Errno))
-		}
-		dst = append(dst, slog.String(prefix+socketError, name))
+		dst = append(dst, slog.String(n.err, w.errno(s.Errno)))
 	}
 	return dst
 }
@@ -152,6 +164,9 @@ var (
 	sourceNames      = namesOfSide(nameTCPSrc)
 	destinationNames = namesOfSide(nameTCPDst)
 	dnsLatencyNames  = namesOfRTT(nameDNSLatency)
+
+	sourceSocket      = namesOfSocket(nameSrcProc)
+	destinationSocket = namesOfSocket(nameDstProc)
 )
 
 // measured reports whether anything is known of a side: then its counts of 0 are
@@ -186,7 +201,17 @@ func appendSide(dst []slog.Attr, n *sideNames, h *flows.TCPHealth) []slog.Attr {
 	return append(dst, slog.String(n.options, optionNames(h.Options)))
 }
 
-func optionNames(o flows.TCPOptions) string {
+// optionTexts are the names of every set of options, put together once.
+var optionTexts = func() (all [1 << 4]string) {
+	for o := range all {
+		all[o] = joinOptions(flows.TCPOptions(o))
+	}
+	return all
+}()
+
+func optionNames(o flows.TCPOptions) string { return optionTexts[int(o)%len(optionTexts)] }
+
+func joinOptions(o flows.TCPOptions) string {
 	var list []string
 	for _, c := range []struct {
 		bit  flows.TCPOptions
@@ -248,18 +273,18 @@ func appendQuestion(dst []slog.Attr, q *flows.DNSQuestion) []slog.Attr {
 	return dst
 }
 
-func appendProcess(dst []slog.Attr, side string, p *flows.Process) []slog.Attr {
+func appendProcess(dst []slog.Attr, n *socketNames, p *flows.Process) []slog.Attr {
 	if p == nil {
 		return dst
 	}
 	if p.PID != 0 {
-		dst = append(dst, slog.Int64(side+namePID, int64(p.PID)))
+		dst = append(dst, slog.Int64(n.pid, int64(p.PID)))
 	}
 	if p.Comm != "" {
-		dst = append(dst, slog.String(side+nameComm, p.Comm))
+		dst = append(dst, slog.String(n.comm, p.Comm))
 	}
 	if p.Cgroup != 0 {
-		dst = append(dst, slog.Int64("weft."+side+nameCgroup, signed(p.Cgroup)))
+		dst = append(dst, slog.Int64(n.cgroup, signed(p.Cgroup)))
 	}
 	return dst
 }

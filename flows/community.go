@@ -72,16 +72,34 @@ func Canonical(k Key) (c Key, reversed bool) {
 // same seed (0 unless agreed otherwise). Keys of fragments whose ports are not
 // known yield an identifier of nothing else.
 func CommunityID(k Key, seed uint16) string {
+	return string(AppendCommunityID(make([]byte, 0, 30), k, seed))
+}
+
+// AppendCommunityID appends what CommunityID returns.
+func AppendCommunityID(dst []byte, k Key, seed uint16) []byte {
 	c, _ := Canonical(k)
 	b := make([]byte, 0, 2+16+16+2+4)
 	b = binary.BigEndian.AppendUint16(b, seed)
-	b = append(b, c.Src.Addr().AsSlice()...)
-	b = append(b, c.Dst.Addr().AsSlice()...)
+	b = appendAddr(b, c.Src.Addr())
+	b = appendAddr(b, c.Dst.Addr())
 	b = append(b, c.Proto, 0)
 	if c.ICMP() || c.ports() {
 		b = binary.BigEndian.AppendUint16(b, c.Src.Port())
 		b = binary.BigEndian.AppendUint16(b, c.Dst.Port())
 	}
 	sum := sha1.Sum(b)
-	return "1:" + base64.StdEncoding.EncodeToString(sum[:])
+	return base64.StdEncoding.AppendEncode(append(dst, "1:"...), sum[:])
+}
+
+// appendAddr appends a's 4 or 16 bytes; none when it is no address.
+func appendAddr(dst []byte, a netip.Addr) []byte {
+	switch {
+	case a.Is4():
+		b := a.As4()
+		return append(dst, b[:]...)
+	case a.Is6():
+		b := a.As16()
+		return append(dst, b[:]...)
+	}
+	return dst
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // FilterKind describes one kind of [Term], so that a command line can offer
@@ -191,7 +192,18 @@ func parseNetnsTerm(v string) (string, test, error) {
 var flagNames = [8]string{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"}
 
 // FlagNames spells TCP flags from FIN up: "SYN+ACK". Empty: none.
-func FlagNames(flags uint8) string {
+func FlagNames(flags uint8) string { return flagTexts()[flags] }
+
+// flagTexts are the spellings of every set of flags: 12 KiB, made when first needed.
+var flagTexts = sync.OnceValue(func() *[256]string {
+	all := new([256]string)
+	for flags := range all {
+		all[flags] = joinFlags(uint8(flags))
+	}
+	return all
+})
+
+func joinFlags(flags uint8) string {
 	var s []string
 	for i, name := range flagNames {
 		if flags&(1<<i) != 0 {
