@@ -141,7 +141,7 @@ func (r *Resolver) joined(domains map[uint64]uint64) {
 func (r *Resolver) moveIn(domains map[uint64]uint64) edit {
 	enter, leave := r.edit(), map[spot][]holding{}
 	for i := range r.shards {
-		for p, held := range *r.shards[i].Load() {
+		for p, held := range r.shards[i].Load().all() {
 			for _, h := range held {
 				d, ok := domains[h.space]
 				to := spot{d, p.addr}
@@ -173,7 +173,7 @@ func (r *Resolver) forget(at int64, there map[uint64]uint64) {
 	defer r.mu.Unlock()
 	edit, used := r.edit(), map[uint64]bool{}
 	for i := range r.shards {
-		for p, held := range *r.shards[i].Load() {
+		for p, held := range r.shards[i].Load().all() {
 			old := func(h holding) bool { return h.to != never && h.to < at-int64(pastFor) }
 			if slices.ContainsFunc(held, old) {
 				edit.set(p, slices.DeleteFunc(slices.Clone(held), old))
@@ -199,16 +199,18 @@ func (r *Resolver) held() (count int, refused uint64) {
 // edit is a set of changes that is published together, shard by shard.
 type edit struct {
 	r     *Resolver
-	fresh map[uint8]shard // copies
+	fresh map[uint8]map[spot][]holding // copies
 }
 
-func (r *Resolver) edit() edit { return edit{r, map[uint8]shard{}} }
+func (r *Resolver) edit() edit { return edit{r, map[uint8]map[spot][]holding{}} }
 
-func (e edit) at(p spot) shard {
+func (e edit) at(p spot) map[spot][]holding {
 	i := e.r.shardOf(p)
 	s := e.fresh[i]
 	if s == nil {
-		s = maps.Clone(*e.r.shards[i].Load())
+		old := e.r.shards[i].Load()
+		s = make(map[spot][]holding, old.count+1)
+		maps.Insert(s, old.all())
 		e.fresh[i] = s
 	}
 	return s
@@ -288,6 +290,6 @@ func (e edit) end(p spot, o owner, at int64) {
 
 func (e edit) publish() {
 	for i, s := range e.fresh {
-		e.r.shards[i].Store(&s)
+		e.r.shards[i].Store(e.r.newShard(s))
 	}
 }

@@ -4,6 +4,7 @@ package cni
 
 import (
 	"math"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 // [flows.Resolver].
 type Resolver struct {
 	shards [numShards]atomic.Pointer[shard]
+	seed   [2]uint64 // random: nobody can aim at one slot
 	// domains has the domain of every segment that is known, as in [flows.Scope].
 	domains atomic.Pointer[map[uint64]uint64]
 
@@ -24,9 +26,6 @@ type Resolver struct {
 
 // numShards is in how many parts the addresses are kept: a change copies one.
 const numShards = 256
-
-// shard is never written to once it is published.
-type shard map[spot][]holding
 
 // spot is an address in a domain.
 type spot struct {
@@ -64,7 +63,7 @@ const never = math.MaxInt64
 
 // NewResolver returns one that knows nobody.
 func NewResolver() *Resolver {
-	r := &Resolver{}
+	r := &Resolver{seed: [2]uint64{rand.Uint64() | 1, rand.Uint64() | 1}}
 	for i := range r.shards {
 		r.shards[i].Store(&shard{})
 	}
@@ -76,8 +75,32 @@ func NewResolver() *Resolver {
 // Resolve implements [flows.Resolver]: who held addr at a time (Unix nanoseconds).
 // nil: nobody that is known, or more than one, so that a name would be a guess.
 func (r *Resolver) Resolve(scope flows.Scope, addr netip.Addr, at int64) *flows.Entity {
-	e, _ := r.find(scope, addr, at, nil)
-	return e
+	s := r.slot(scope, addr)
+	switch {
+	case s == nil:
+		return nil
+	case s.who != nil: // of the only one
+		if at < s.from || at >= s.to {
+			return nil
+		}
+		return s.who
+	}
+	if h, disputed := choose(*s.held, scope, at, nil); h != nil && !disputed {
+		return h.who
+	}
+	return nil
+}
+
+// slot is what is known of an address; nil: nothing.
+func (r *Resolver) slot(scope flows.Scope, addr netip.Addr) *slot {
+	addr = addr.Unmap()
+	p := spot{r.domain(scope.Netns), addr}
+	if addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsInterfaceLocalMulticast() {
+		p.domain = scope.Netns // means another one in each namespace
+	}
+	k := p.key()
+	h := r.hash(k)
+	return r.shards[h>>56].Load().find(k, h)
 }
 
 // find is Resolve; when several hold the address, the one that hops lead to.
@@ -92,12 +115,15 @@ func (r *Resolver) find(scope flows.Scope, addr netip.Addr, at int64, hops []flo
 
 // holder is find with all that is known of it.
 func (r *Resolver) holder(scope flows.Scope, addr netip.Addr, at int64, hops []flows.HopCount) (found *holding, disputed bool) {
-	addr = addr.Unmap()
-	p := spot{r.domain(scope.Netns), addr}
-	if addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsInterfaceLocalMulticast() {
-		p.domain = scope.Netns // means another one in each namespace
+	s := r.slot(scope, addr)
+	if s == nil {
+		return nil, false
 	}
-	held := (*r.shards[r.shardOf(p)].Load())[p]
+	return choose(*s.held, scope, at, hops)
+}
+
+// choose is which of the holdings of an address was meant at a time.
+func choose(held []holding, scope flows.Scope, at int64, hops []flows.HopCount) (found *holding, disputed bool) {
 	found, disputed = pick(held, at, func(*holding) bool { return true })
 	if disputed && len(hops) > 0 {
 		if f, d := pick(held, at, func(h *holding) bool { return h.leads(hops) }); f != nil {
@@ -150,9 +176,4 @@ func (r *Resolver) domain(cookie uint64) uint64 {
 	return cookie
 }
 
-func (r *Resolver) shardOf(p spot) uint8 {
-	a := p.addr.As16() // hashed by value: it is hot, and netip.Addr holds a pointer
-	h := uint64(a[15]) | uint64(a[14])<<8 | uint64(a[13])<<16 | uint64(a[12])<<24 | uint64(a[7])<<32 | uint64(a[6])<<40
-	h = (h ^ p.domain) * 0x9e3779b97f4a7c15
-	return uint8(h >> 56)
-}
+func (r *Resolver) shardOf(p spot) uint8 { return uint8(r.hash(p.key()) >> 56) }

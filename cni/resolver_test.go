@@ -235,3 +235,34 @@ func BenchmarkHold(b *testing.B) {
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
 func selfPID() uint32 { return uint32(os.Getpid()) }
+
+// Tables that are as full as they may be, and seeds of all kinds, find every address
+// and none that is not there.
+func TestShardsFindEveryAddressAtAnySize(t *testing.T) {
+	for n := range 300 {
+		r := NewResolver()
+		all := map[spot][]holding{}
+		for i := range n {
+			p := spot{uint64(i % 3), netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})}
+			if i%2 == 1 {
+				p.addr = netip.AddrFrom16(netip.MustParseAddr("fd00::").As16()).Next()
+				for range i % 7 {
+					p.addr = p.addr.Next()
+				}
+			}
+			all[p] = []holding{{who: entity(fmt.Sprint(i)), to: never}}
+		}
+		s, found := r.newShard(all), 0
+		for p, held := range s.all() {
+			k := p.key()
+			if got := s.find(k, r.hash(k)); got == nil || got.who != all[p][0].who || held[0].who != got.who {
+				t.Fatalf("%d addresses: %v: got %+v, want %+v", n, p, got, all[p])
+			}
+			found++
+		}
+		absent := spot{9, addrOf("10.0.0.1")}
+		if found != len(all) || s.find(absent.key(), r.hash(absent.key())) != nil {
+			t.Fatalf("got %d of %d addresses, and %v", found, len(all), s.find(absent.key(), r.hash(absent.key())))
+		}
+	}
+}
