@@ -64,7 +64,7 @@ bench: build ## cost per packet as ratios, the drain, and the agent on real traf
 generate: ## BPF objects, their Go loaders and the API's Go code (needs clang-19, llvm-19, libbpf-dev, protobuf-compiler)
 	$(GO) generate ./...
 
-GENERATED = find . -name .cache -prune -o \( -name '*_bpfel.*' -o -name '*_bpfeb.*' -o -name '*.pb.go' \) -print | LC_ALL=C sort | xargs sha256sum
+GENERATED = find . -name .cache -prune -o \( -name '*_bpfel*.*' -o -name '*_bpfeb.*' -o -name '*.pb.go' \) -print | LC_ALL=C sort | xargs sha256sum
 generate-check: ## fail when a generated file is not what its source makes
 	@before=$$(mktemp) && after=$$(mktemp) && trap 'rm -f "$$before" "$$after"' EXIT && \
 	$(GENERATED) > "$$before" && $(MAKE) --no-print-directory generate && $(GENERATED) > "$$after" && \

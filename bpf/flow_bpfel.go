@@ -256,10 +256,10 @@ const (
 	FlowWeftKindWEFT_KIND_FRAGMENT FlowWeftKind = 2
 )
 
-type FlowWeftLatency uint32
+type FlowWeftLatency int32
 
 const (
-	FlowWeftLatencyWEFT_LATENCY_LOWEST  FlowWeftLatency = 56
+	FlowWeftLatencyWEFT_LATENCY_LOWEST  FlowWeftLatency = -184
 	FlowWeftLatencyWEFT_LATENCY_BUCKETS FlowWeftLatency = 240
 )
 

@@ -114,18 +114,18 @@ func TestHistogramsOfTheKernelAreRead(t *testing.T) {
 	h := newHistograms(t, 1024)
 	h.read(0)
 	since := h.now.wall.UnixNano()
-	h.add(serverKey("192.0.2.1:443", flows.RTTServer, flows.ClassVeth), 160, 3)
-	h.add(serverKey("192.0.2.1:443", flows.RTTServer, flows.ClassVeth), 163, 4)
-	h.add(serverKey("[2001:db8::1]:22", flows.HandshakeClient, flows.ClassNIC), 56, 1)
-	h.add(serverKey("[2001:db8::1]:22", flows.HandshakeServer, flows.ClassNIC), 295, 2)
-	h.add(bpf.FlowLatencyKey{Proto: flows.ProtoTCP, Measure: uint8(flows.RTTClient)}, 100, 5)
+	h.add(serverKey("192.0.2.1:443", flows.RTTServer, flows.ClassVeth), -80, 3)
+	h.add(serverKey("192.0.2.1:443", flows.RTTServer, flows.ClassVeth), -77, 4)
+	h.add(serverKey("[2001:db8::1]:22", flows.HandshakeClient, flows.ClassNIC), -184, 1)
+	h.add(serverKey("[2001:db8::1]:22", flows.HandshakeServer, flows.ClassNIC), 55, 2)
+	h.add(bpf.FlowLatencyKey{Proto: flows.ProtoTCP, Measure: uint8(flows.RTTClient)}, -140, 5)
 	web, six := netip.MustParseAddrPort("192.0.2.1:443"), netip.MustParseAddrPort("[2001:db8::1]:22")
 	want := map[flows.LatencyKey]flows.Latency{}
 	for _, l := range []flows.Latency{
-		{Key: flows.LatencyKey{Server: web, Protocol: 6, Class: flows.ClassVeth}, Count: 7, Sum: 7000, Offset: 160, Counts: []uint64{3, 0, 0, 4}},
-		{Key: flows.LatencyKey{Server: six, Protocol: 6, Measure: flows.HandshakeClient, Class: flows.ClassNIC}, Count: 1, Sum: 1000, Offset: 56, Counts: []uint64{1}},
-		{Key: flows.LatencyKey{Server: six, Protocol: 6, Measure: flows.HandshakeServer, Class: flows.ClassNIC}, Count: 2, Sum: 2000, Offset: 295, Counts: []uint64{2}},
-		{Key: flows.LatencyKey{Protocol: 6, Measure: flows.RTTClient}, Count: 5, Sum: 5000, Offset: 100, Counts: []uint64{5}},
+		{Key: flows.LatencyKey{Server: web, Protocol: 6, Class: flows.ClassVeth}, Count: 7, Sum: 7000, Offset: -80, Counts: []uint64{3, 0, 0, 4}},
+		{Key: flows.LatencyKey{Server: six, Protocol: 6, Measure: flows.HandshakeClient, Class: flows.ClassNIC}, Count: 1, Sum: 1000, Offset: -184, Counts: []uint64{1}},
+		{Key: flows.LatencyKey{Server: six, Protocol: 6, Measure: flows.HandshakeServer, Class: flows.ClassNIC}, Count: 2, Sum: 2000, Offset: 55, Counts: []uint64{2}},
+		{Key: flows.LatencyKey{Protocol: 6, Measure: flows.RTTClient}, Count: 5, Sum: 5000, Offset: -140, Counts: []uint64{5}},
 	} {
 		l.Start = since
 		want[l.Key] = l
@@ -133,7 +133,7 @@ func TestHistogramsOfTheKernelAreRead(t *testing.T) {
 	if got := h.read(5 * time.Second); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	h.add(serverKey("192.0.2.1:443", flows.RTTServer, flows.ClassVeth), 160, 1)
+	h.add(serverKey("192.0.2.1:443", flows.RTTServer, flows.ClassVeth), -80, 1)
 	got := h.read(5 * time.Second)[flows.LatencyKey{Server: web, Protocol: 6, Class: flows.ClassVeth}]
 	if got.Start != since || got.Count != 8 || got.Counts[0] != 4 {
 		t.Errorf("later: got %+v, want one more from the same start %d", got, since)
@@ -153,14 +153,14 @@ func TestReadsAreDueEveryFiveSeconds(t *testing.T) {
 func TestCountersThatWrapLoseNothing(t *testing.T) {
 	h := newHistograms(t, 64)
 	k := nth(1)
-	h.add(k, 100, math.MaxUint32-1)
-	h.add(k, 101, 7)
+	h.add(k, -140, math.MaxUint32-1)
+	h.add(k, -139, 7)
 	h.read(5 * time.Second)
-	h.add(k, 100, 5) // wraps to 3
+	h.add(k, -140, 5) // wraps to 3
 	for range 2 {
 		got := h.read(5 * time.Second)[keyed(k)]
-		if want := []uint64{1<<32 + 3, 7}; got.Offset != 100 || !reflect.DeepEqual(got.Counts, want) || got.Sum != (1<<32+10)*1000 {
-			t.Errorf("got %+v, want %v from bucket 100 and sum %d", got, want, uint64(1<<32+10)*1000)
+		if want := []uint64{1<<32 + 3, 7}; got.Offset != -140 || !reflect.DeepEqual(got.Counts, want) || got.Sum != (1<<32+10)*1000 {
+			t.Errorf("got %+v, want %v from bucket -140 and sum %d", got, want, uint64(1<<32+10)*1000)
 		}
 	}
 }
@@ -169,7 +169,7 @@ func TestSilentServersMakeRoomAndNothingIsLost(t *testing.T) {
 	const entries, silent, busy = 64, 30, 20
 	h := newHistograms(t, entries)
 	for i := range silent + busy {
-		h.add(nth(i), 80+i, 2)
+		h.add(nth(i), i-160, 2)
 	}
 	overflow := bpf.FlowLatencyKey{Proto: flows.ProtoTCP, Measure: uint8(flows.HandshakeServer)}
 	if err := h.m.Put(overflow, bpf.FlowLatency{}); err != nil {
@@ -178,7 +178,7 @@ func TestSilentServersMakeRoomAndNothingIsLost(t *testing.T) {
 	first := h.read(5 * time.Second)
 	for range 11 { // minutes
 		for i := silent; i < silent+busy; i++ {
-			h.add(nth(i), 80+i, 1)
+			h.add(nth(i), i-160, 1)
 		}
 		if n := len(h.read(time.Minute)); n != silent+busy {
 			t.Fatalf("got %d servers, want all of %d", n, silent+busy)
@@ -198,7 +198,7 @@ func TestSilentServersMakeRoomAndNothingIsLost(t *testing.T) {
 		t.Errorf("the key of servers without room: %v, want it there", err)
 	}
 	// One comes back while it lingers and goes on; another comes back later and begins anew.
-	h.add(nth(0), 80, 3)
+	h.add(nth(0), -160, 3)
 	got := h.read(5 * time.Second)[keyed(nth(0))]
 	if got.Start != first[keyed(nth(0))].Start || got.Count != 5 || got.Counts[0] != 5 {
 		t.Errorf("came back at once: got %+v, want 5 times since %d", got, first[keyed(nth(0))].Start)
@@ -208,7 +208,7 @@ func TestSilentServersMakeRoomAndNothingIsLost(t *testing.T) {
 		t.Errorf("two minutes later: got %d servers, want the %d that are in the map", len(rest), busy+1)
 	}
 	since := h.now.wall.UnixNano()
-	h.add(nth(1), 81, 4)
+	h.add(nth(1), -159, 4)
 	if got := h.read(5 * time.Second)[keyed(nth(1))]; got.Start != since || got.Count != 4 {
 		t.Errorf("came back after it was forgotten: got %+v, want 4 times since %d", got, since)
 	}
@@ -220,7 +220,7 @@ func TestSilentServersMakeRoomAndNothingIsLost(t *testing.T) {
 func TestSilentServersStayWhileThereIsRoom(t *testing.T) {
 	h := newHistograms(t, 64)
 	for i := range 10 {
-		h.add(nth(i), 100, 1)
+		h.add(nth(i), -140, 1)
 	}
 	h.read(5 * time.Second)
 	h.read(time.Hour)
@@ -233,7 +233,7 @@ func TestFullMapIsReadWhole(t *testing.T) {
 	h := newHistograms(t, 1024)
 	const n = 1024
 	for i := range n {
-		h.add(nth(i), 56+i%240, 1)
+		h.add(nth(i), i%240-184, 1)
 	}
 	if got := h.read(5 * time.Second); len(got) != n {
 		t.Errorf("got %d servers, want %d", len(got), n)
@@ -247,7 +247,7 @@ func BenchmarkReadFullMap(b *testing.B) {
 	h := newHistograms(b, 1024)
 	for i := range 1024 {
 		for k := range 40 {
-			h.add(nth(i), 130+k, 1)
+			h.add(nth(i), k-110, 1)
 		}
 	}
 	b.ReportAllocs()

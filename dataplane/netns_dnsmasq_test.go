@@ -290,7 +290,7 @@ func (p *nsPods) histograms(t *testing.T, lookups int) {
 		n[series{l.Key.Server.Addr().String(), l.Key.Protocol}] += l.Count
 		var slow uint64
 		for i, c := range l.Counts {
-			if bucket := l.Offset + i; bucket >= 8*25 { // more than 2^25 ns, 33.6 ms
+			if bucket := l.Offset + i; bucket >= -8*5 { // more than 2^-5 s, 31 ms
 				slow += c
 			}
 		}
@@ -298,7 +298,7 @@ func (p *nsPods) histograms(t *testing.T, lookups int) {
 			t.Errorf("%+v: want it of class veth", l.Key)
 		}
 		if slow != 1 || l.Sum < uint64(nsDelay) {
-			t.Errorf("%+v: %d lookups over 33.6 ms and %d ns in all, want 1 and more than %s", l.Key, slow, l.Sum, nsDelay)
+			t.Errorf("%+v: %d lookups over 31 ms and %d ns in all, want 1 and more than %s", l.Key, slow, l.Sum, nsDelay)
 		}
 	}
 	for _, s := range []series{{nsPodTwo4, flows.ProtoUDP}, {nsPodTwo6, flows.ProtoUDP}, {nsPodTwo4, flows.ProtoTCP}, {nsPodTwo6, flows.ProtoTCP}} {

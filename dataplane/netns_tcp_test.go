@@ -215,9 +215,9 @@ func (a *nsAgent) histogram(m flows.Measure) (buckets [bpf.FlowWeftLatencyWEFT_L
 	return buckets
 }
 
-// bucketIndex is the definition: the i of (2^(i/8), 2^((i+1)/8)] that holds d.
+// bucketIndex is the definition: the i of (2^(i/8), 2^((i+1)/8)] seconds that holds d.
 func bucketIndex(d time.Duration) int {
-	return int(math.Ceil(8*math.Log2(float64(d)))) - 1
+	return int(math.Ceil(8*math.Log2(d.Seconds()))) - 1
 }
 
 // medianBucket is the index of the bucket that holds the median of what came.

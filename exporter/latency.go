@@ -15,15 +15,6 @@ import (
 // fewer; if there ever are more, the oldest are exported and the rest counted.
 const maxLatencySeries = 2048
 
-// Histograms are exported in seconds with scale 3, but counted in nanoseconds,
-// and 10^9 is 2^(239.18/8): no bucket has the edges of one in seconds. Each is
-// exported as the one 239 further down, whose edges are 1.56 % above those by
-// which it was counted, a sixth of a bucket. Counts and sums are exact.
-const (
-	latencyUnits = 1e9 // a second
-	latencyShift = 239 // round(8 * log2(latencyUnits))
-)
-
 // Latencies are all histograms as they were at a time, and what they have not.
 // The zero value: nothing is measured.
 type Latencies struct {

@@ -56,11 +56,11 @@ func histograms(all []*flows.Latency, at uint64) []*metrics.Metric {
 				Name: m.name, Unit: "s", Description: m.help, Data: &metrics.Metric_ExponentialHistogram{ExponentialHistogram: h},
 			})
 		}
-		sum := float64(l.Sum) / latencyUnits
+		sum := float64(l.Sum) / 1e9 // s
 		h.DataPoints = append(h.DataPoints, &metrics.ExponentialHistogramDataPoint{
 			StartTimeUnixNano: uint64(l.Start), TimeUnixNano: at, Attributes: latencyAttributes(l, m),
 			Count: l.Count, Sum: &sum, Scale: flows.HistogramScale,
-			Positive: &metrics.ExponentialHistogramDataPoint_Buckets{Offset: int32(l.Offset - latencyShift), BucketCounts: l.Counts},
+			Positive: &metrics.ExponentialHistogramDataPoint_Buckets{Offset: int32(l.Offset), BucketCounts: l.Counts},
 		})
 	}
 	return list

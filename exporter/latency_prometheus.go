@@ -15,12 +15,12 @@ import (
 	"weft/flows"
 )
 
-// The classic buckets end at powers of two nanoseconds, from 33 us to 17.2 s:
+// The classic buckets end at powers of two seconds, from 31 us to 16 s:
 // edges of the exponential buckets too, so their counts are exact. Rounder bounds
 // would cut through buckets.
 const (
-	firstClassic = 15
-	lastClassic  = 34
+	firstClassic = -15
+	lastClassic  = 4
 )
 
 // latencyCollector is histograms as native ones, for scrapers that ask for
@@ -113,12 +113,12 @@ func (h *histogram) Write(out *dto.Metric) error {
 	}
 	out.Label = h.labels
 	out.Histogram = &dto.Histogram{
-		SampleCount: proto.Uint64(l.Count), SampleSum: proto.Float64(float64(l.Sum) / latencyUnits),
+		SampleCount: proto.Uint64(l.Count), SampleSum: proto.Float64(float64(l.Sum) / 1e9),
 		Bucket: classicBuckets(l), CreatedTimestamp: timestamppb.New(time.Unix(0, l.Start)),
 		Schema: proto.Int32(flows.HistogramScale), ZeroThreshold: proto.Float64(0), ZeroCount: proto.Uint64(0),
 		PositiveSpan: []*dto.BucketSpan{{
 			// Prometheus numbers a bucket by its upper edge.
-			Offset: proto.Int32(int32(l.Offset - latencyShift + 1)), Length: proto.Uint32(uint32(len(deltas))),
+			Offset: proto.Int32(int32(l.Offset + 1)), Length: proto.Uint32(uint32(len(deltas))),
 		}},
 		PositiveDelta: deltas,
 	}
@@ -134,7 +134,7 @@ func classicBuckets(l *flows.Latency) []*dto.Bucket {
 			seen += l.Counts[k]
 		}
 		buckets = append(buckets, &dto.Bucket{
-			CumulativeCount: proto.Uint64(seen), UpperBound: proto.Float64(math.Ldexp(1, exponent) / latencyUnits),
+			CumulativeCount: proto.Uint64(seen), UpperBound: proto.Float64(math.Ldexp(1, exponent)),
 		})
 	}
 	return buckets

@@ -35,7 +35,7 @@ func roundTrips(key flows.LatencyKey, n int) (values []uint64, l flows.Latency) 
 	for range n {
 		v := uint64(150e3 * math.Exp2(r.Float64()*16))
 		values = append(values, v)
-		i := int(math.Ceil(math.Log2(float64(v))*8)) - 1 // no random value is on an edge
+		i := int(math.Ceil(math.Log2(float64(v)/1e9)*8)) - 1 // no random value is on an edge
 		l.Merge(&flows.Latency{Count: 1, Sum: v, Offset: i, Counts: []uint64{1}})
 	}
 	return values, l
@@ -112,10 +112,10 @@ func TestPrometheusReadsNativeAndClassicHistogramsOfTheSameCounts(t *testing.T) 
 		t.Errorf("got count %d sum %v schema %d zero %d from %s, want 3000, %v, 3, 0 from %s", h.GetSampleCount(), h.GetSampleSum(), h.GetSchema(),
 			h.GetZeroCount(), h.GetCreatedTimestamp().AsTime(), float64(l.Sum)/1e9, t0)
 	}
-	// Every value, with its bucket's edges moved as stated, lies in its bucket.
+	// Every value in seconds lies in its bucket.
 	want := map[int]uint64{}
 	for _, v := range values {
-		want[int(math.Ceil(math.Log2(float64(v)/1e9*math.Exp2(0.1788/8))*8))]++
+		want[int(math.Ceil(math.Log2(float64(v)/1e9)*8))]++
 	}
 	got := nativeBuckets(h)
 	for i := range 400 {
@@ -134,17 +134,8 @@ func TestPrometheusReadsNativeAndClassicHistogramsOfTheSameCounts(t *testing.T) 
 			t.Errorf("classic bucket to %v s: got %d, want exactly %d", b.GetUpperBound(), b.GetCumulativeCount(), n)
 		}
 	}
-	if len(h.Bucket) != 20 || h.Bucket[0].GetUpperBound() != 0.000032768 || h.Bucket[19].GetUpperBound() != 17.179869184 {
-		t.Errorf("got classic bounds %v, want 20 from 0.000032768 to 17.179869184", h.Bucket)
-	}
-}
-
-func TestEdgesInSecondsAreOffByTheStatedPart(t *testing.T) {
-	for i := 56; i < 296; i++ {
-		exported, counted := math.Exp2(float64(i-latencyShift)/8), math.Exp2(float64(i)/8)/1e9
-		if off := exported/counted - 1; off < 0.0156 || off > 0.0157 {
-			t.Errorf("edge %d: got %v s for %v s, %.4f %% off, want 1.56 %%", i, exported, counted, 100*off)
-		}
+	if len(h.Bucket) != 20 || h.Bucket[0].GetUpperBound() != 0.000030517578125 || h.Bucket[19].GetUpperBound() != 16 {
+		t.Errorf("got classic bounds %v, want 20 from 2^-15 to 16", h.Bucket)
 	}
 }
 
@@ -153,7 +144,7 @@ func TestOldScrapersGetClassicHistograms(t *testing.T) {
 	url := startWeb(t, WebOptions{Ledger: func() flows.Ledger { return flows.Ledger{} }, Latencies: func() Latencies { return Latencies{All: all, Left: left} }})
 	_, body := get(t, url+"/metrics")
 	for _, want := range []string{
-		`weft_tcp_rtt_seconds_bucket{class="veth",server_address="192.0.2.1",server_port="443",side="server",transport="tcp",le="17.179869184"} 100`,
+		`weft_tcp_rtt_seconds_bucket{class="veth",server_address="192.0.2.1",server_port="443",side="server",transport="tcp",le="16"} 100`,
 		`weft_tcp_rtt_seconds_bucket{class="veth",server_address="192.0.2.1",server_port="443",side="client",transport="tcp",le="+Inf"} 100`,
 		`weft_tcp_handshake_duration_seconds_count{class="veth",server_address="192.0.2.1",server_port="443",side="client",transport="tcp"} 100`,
 		`weft_tcp_handshake_duration_seconds_count{class="veth",server_address="",server_port="",side="server",transport="tcp"} 10`,
@@ -189,7 +180,7 @@ func many(n int) []flows.Latency {
 		server := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 443)
 		all[n-1-i] = flows.Latency{
 			Key: flows.LatencyKey{Server: server, Protocol: flows.ProtoTCP}, Start: t0.Add(time.Duration(i) * time.Second).UnixNano(),
-			Count: 240, Sum: 1, Offset: 56, Counts: make([]uint64, 240),
+			Count: 240, Sum: 1, Offset: -184, Counts: make([]uint64, 240),
 		}
 		for k := range 240 {
 			all[n-1-i].Counts[k] = 1

@@ -9,8 +9,8 @@ import (
 
 // The buckets of a histogram: those of enum weft_latency in abi.h.
 const (
-	lowestBucket = 56  // (2^7, 2^7.125] ns, and everything less
-	buckets      = 240 // the last one begins at 2^36.875 ns and has everything more
+	lowestBucket = -184 // begins at 2^-23 s, 119 ns, and has everything less
+	buckets      = 240  // the last one ends at 2^7 s and has everything more
 )
 
 // latencyCounts is a histogram made here with the kernel's buckets.
@@ -24,20 +24,21 @@ func (h *latencyCounts) add(ns uint64) {
 	h.counts[min(max(bucketOf(ns)-lowestBucket, 0), buckets-1)]++
 }
 
-// eighths are 2^(63+k/8), rounded down.
-var eighths = [8]uint64{
-	0x8000000000000000, 0x8b95c1e3ea8bd6e6, 0x9837f0518db8a96f, 0xa5fed6a9b15138ea,
-	0xb504f333f9de6484, 0xc5672a115506dadd, 0xd744fccad69d6af4, 0xeac0c6e7dd24392e,
+// edges are 2^(k/8) seconds in nanoseconds, brought to [2^63, 2^64) and rounded
+// down, which changes no comparison; the last one, a power of two seconds, is whole.
+var edges = [8]uint64{
+	0x81ffa7a9549ca6e3, 0x8dc3b8960164a7d9, 0x9a9867054d512391, 0xa8965f74bf065071,
+	0xb7d88a12d0dd9ea0, 0xc87c3e7d03cdbec3, 0xdaa17c2cd19555db, 0xee6b280000000000,
 }
 
-// bucketOf is the i with 2^(i/8) < ns <= 2^((i+1)/8), exactly; ns is not 0.
+// bucketOf is the i with 2^(i/8) < ns/10^9 <= 2^((i+1)/8), exactly; ns is not 0.
 func bucketOf(ns uint64) int {
 	zeros := bits.LeadingZeros64(ns)
 	mantissa, above := ns<<zeros, 0
-	for above < len(eighths) && mantissa > eighths[above] {
+	for above < len(edges) && mantissa > edges[above] {
 		above++
 	}
-	return 8*(63-zeros) + above - 1
+	return 8*(63-zeros) + above - 240 // 2^29 ns are more than 2^-1 s
 }
 
 // latency is a copy with that key.

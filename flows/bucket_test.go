@@ -8,14 +8,24 @@ import (
 	"testing"
 )
 
-// TestBucketsAreExact compares eighth powers: 2^(i/8) < v is 2^i < v^8.
+// edgeAgainst is -1, 0 or 1 when 2^(i/8) seconds are less than v nanoseconds, as
+// many or more, by whole numbers: 2^(i/8) < v/10^9 is 2^i * 10^72 < v^8.
+func edgeAgainst(i int, v uint64) int {
+	edge := new(big.Int).Exp(big.NewInt(1e9), big.NewInt(8), nil)
+	value := new(big.Int).Exp(new(big.Int).SetUint64(v), big.NewInt(8), nil)
+	if i < 0 {
+		value.Lsh(value, uint(-i))
+	} else {
+		edge.Lsh(edge, uint(i))
+	}
+	return edge.Cmp(value)
+}
+
 func TestBucketsAreExact(t *testing.T) {
 	check := func(v uint64) {
 		t.Helper()
 		i := bucketOf(v)
-		v8 := new(big.Int).Exp(new(big.Int).SetUint64(v), big.NewInt(8), nil)
-		low := i < 0 || new(big.Int).Lsh(big.NewInt(1), uint(i)).Cmp(v8) < 0
-		if high := new(big.Int).Lsh(big.NewInt(1), uint(i+1)).Cmp(v8) >= 0; !low || !high {
+		if edgeAgainst(i, v) >= 0 || edgeAgainst(i+1, v) < 0 {
 			t.Fatalf("%d: got bucket %d", v, i)
 		}
 	}
@@ -27,7 +37,7 @@ func TestBucketsAreExact(t *testing.T) {
 			check(uint64(1)<<e + d)
 			check(uint64(1)<<e - d | 1)
 		}
-		for _, edge := range eighths {
+		for _, edge := range edges {
 			for d := range uint64(3) {
 				check(max(edge>>(63-e)+d-1, 1))
 			}
@@ -39,9 +49,19 @@ func TestBucketsAreExact(t *testing.T) {
 	}
 }
 
+// A power of two seconds belongs to the bucket below, and a nanosecond more does not.
+func TestPowersOfTwoSecondsAreEdges(t *testing.T) {
+	for e := -9; e < 34; e++ {
+		ns := uint64(5*5*5*5*5*5*5*5*5) << (9 + e) // 10^9 * 2^e
+		if at, above := bucketOf(ns), bucketOf(ns+1); at != 8*e-1 || above != 8*e {
+			t.Errorf("2^%d s and 1 ns more: got buckets %d and %d, want %d and %d", e, at, above, 8*e-1, 8*e)
+		}
+	}
+}
+
 func TestHistogramKeepsWhatIsOutsideItsBuckets(t *testing.T) {
 	h := &latencyCounts{}
-	for _, ns := range []uint64{1, 2, 128, 1 << 36, 1 << 40, 1 << 60} {
+	for _, ns := range []uint64{1, 2, 119, 100e9, 1 << 40, 1 << 60} {
 		h.add(ns)
 	}
 	l := h.latency(LatencyKey{}, 1)

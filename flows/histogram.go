@@ -8,7 +8,7 @@ import (
 )
 
 // Downscale is l's buckets at a lower scale: counts[k] is how many fell into
-// (2^((offset+k)/2^scale), 2^((offset+k+1)/2^scale)] nanoseconds. Exact: bucket i
+// (2^((offset+k)/2^scale), 2^((offset+k+1)/2^scale)] seconds. Exact: bucket i
 // of a scale is the buckets 2i and 2i+1 of the next. From HistogramScale up it
 // is l's own Offset and Counts, not to be written.
 func (l *Latency) Downscale(scale int) (offset int, counts []uint64) {
@@ -70,5 +70,5 @@ func (l *Latency) Quantile(q float64) time.Duration {
 			break
 		}
 	}
-	return time.Duration(math.Exp2((float64(l.Offset+k) + 0.5) / (1 << HistogramScale)))
+	return time.Duration(math.Exp2((float64(l.Offset+k)+0.5)/(1<<HistogramScale)) * float64(time.Second))
 }

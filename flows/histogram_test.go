@@ -12,18 +12,21 @@ import (
 	"time"
 )
 
-// bucketAt is the i of (2^(i/2^scale), 2^((i+1)/2^scale)] that holds v > 0, by whole
-// numbers: 2^(i/2^s) < v is 2^i < v^(2^s).
+// bucketAt is the i of (2^(i/2^scale), 2^((i+1)/2^scale)] seconds that holds v > 0
+// nanoseconds, by whole numbers: the least with (v/10^9)^(2^scale) <= 2^(i+1).
 func bucketAt(scale int, v uint64) int {
 	if scale < 0 {
 		return bucketAt(0, v) >> -scale
 	}
 	power := new(big.Int).Exp(new(big.Int).SetUint64(v), big.NewInt(1<<scale), nil)
-	i := power.BitLen() - 1
-	if power.TrailingZeroBits() == uint(i) {
-		return i - 1 // on the edge, which belongs to the bucket below
+	second := new(big.Int).Exp(big.NewInt(1e9), big.NewInt(1<<scale), nil)
+	const far = 1 << 9 // 10^72 is less than 2^512: whole, and the bits behind the point told by the rest
+	quotient, rest := power.Lsh(power, far).QuoRem(power, second, new(big.Int))
+	i := quotient.BitLen() - 1
+	if rest.Sign() == 0 && quotient.TrailingZeroBits() == uint(i) {
+		i-- // on the edge, which belongs to the bucket below
 	}
-	return i
+	return i - far
 }
 
 // histogram counts values into buckets as the kernel does.
@@ -42,7 +45,7 @@ func spread(n int) []uint64 {
 	for i := range values {
 		values[i] = uint64(1000 * math.Exp2(r.Float64()*29))
 		if i%4 == 0 {
-			values[i] = 1 << (10 + r.IntN(29))
+			values[i] = 5 * 5 * 5 * 5 * 5 * 5 * 5 * 5 * 5 << r.IntN(19) // a power of two seconds
 		}
 	}
 	return values

@@ -64,7 +64,7 @@ type LatencyKey struct {
 }
 
 // HistogramScale is the scale of every histogram: OTLP exponential, bucket i
-// covers (2^(i/8), 2^((i+1)/8)] nanoseconds.
+// covers (2^(i/8), 2^((i+1)/8)] seconds.
 const HistogramScale = 3
 
 // Latency is one histogram, cumulative since Start.

@@ -274,8 +274,8 @@ enum weft_class {
 
 enum weft_latency {
 	WEFT_LATENCY_LOWEST =
-		56, /* index of the first bucket: (2^7, 2^7.125] ns; what is less is in it too */
-	WEFT_LATENCY_BUCKETS = 240, /* to 2^37 ns, 137 s; what is more is in the last */
+		-184, /* index of the first bucket: from 2^-23 s, 119 ns; what is less is in it */
+	WEFT_LATENCY_BUCKETS = 240, /* to 2^7 s; what is more is in the last */
 };
 
 struct latency_key {
@@ -288,7 +288,7 @@ struct latency_key {
 };
 _Static_assert(sizeof(struct latency_key) == 24, "latency_key layout");
 
-/* Exponential histogram of scale 3, cumulative; CPUs share it and add atomically. */
+/* Exponential histogram of seconds, scale 3, cumulative; CPUs share it and add atomically. */
 struct latency {
 	__u64 sum; /* ns */
 	__u32 bucket[WEFT_LATENCY_BUCKETS];

@@ -276,10 +276,10 @@ func TestCollectorDecodesTheHistograms(t *testing.T) {
 		return l
 	}
 	export(t, o, flows.Window{End: start, Ledger: flows.Ledger{At: start}, Latencies: []flows.Latency{
-		latency(server, flows.ProtoTCP, flows.RTTServer, 160, 3, 0, 4),
-		latency(server, flows.ProtoTCP, flows.RTTClient, 56, 1),
-		latency(netip.AddrPort{}, flows.ProtoTCP, flows.HandshakeServer, 239, 5, 6),
-		latency(server, flows.ProtoUDP, flows.DNSLookup, 295, 1<<40),
+		latency(server, flows.ProtoTCP, flows.RTTServer, -79, 3, 0, 4),
+		latency(server, flows.ProtoTCP, flows.RTTClient, -183, 1),
+		latency(netip.AddrPort{}, flows.ProtoTCP, flows.HandshakeServer, 0, 5, 6),
+		latency(server, flows.ProtoUDP, flows.DNSLookup, 56, 1<<40),
 	}})
 	closeSink(t, o)
 	got := map[string]string{}
