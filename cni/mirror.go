@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,7 +45,7 @@ type Mirror struct {
 	peersRead time.Time        // of tunnels
 	resyncs   uint64           // because events were lost
 	dirty     bool
-	rested    time.Time // no snapshot is made before
+	budget    budget // of snapshots
 
 	looker looker
 	stop   chan struct{}
@@ -117,10 +118,8 @@ func (m *Mirror) release() error {
 // How long the mirror waits for more events before it makes a snapshot, and how
 // often it reads again what it could not follow.
 const (
-	gather   = 3 * time.Millisecond
-	rereads  = time.Second
-	restPart = 4                     // snapshots take at most a fifth of a CPU,
-	restMost = 40 * time.Millisecond // but one that took long delays the next no longer
+	gather  = 3 * time.Millisecond
+	rereads = time.Second
 )
 
 // follow is the goroutine that owns the mirror.
@@ -147,7 +146,7 @@ func (m *Mirror) follow() {
 			m.reread()
 			reread = time.Now().Add(rereads)
 		}
-		if m.dirty && !time.Now().Before(m.rested) {
+		if m.dirty && m.budget.wait(time.Now()) == 0 {
 			m.publish()
 		}
 	}
@@ -157,19 +156,21 @@ func (m *Mirror) follow() {
 func (m *Mirror) patience(reread time.Time) time.Duration {
 	until := time.Until(reread)
 	if m.dirty {
-		until = min(until, max(time.Until(m.rested), gather))
+		until = min(until, max(m.budget.wait(time.Now()), gather))
 	}
 	return max(until, 0)
 }
 
 // publish makes the snapshot that readers get from now on.
 func (m *Mirror) publish() {
-	began := time.Now()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	began := threadTime()
 	t := m.snapshot()
 	m.now.Store(t)
 	m.looker.wants.Store(t.unheld)
 	m.dirty = false
-	m.rested = time.Now().Add(min(restPart*time.Since(began), restMost))
+	m.budget.spend(time.Now(), threadTime()-began)
 }
 
 // event reads what a descriptor is ready for.
