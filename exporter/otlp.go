@@ -14,8 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
-	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
+	"google.golang.org/protobuf/proto"
 
 	"weft/exporter/api"
 	"weft/flows"
@@ -30,12 +29,17 @@ const DefaultFinish = 2 * time.Second
 // OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME.
 type OTLPConfig struct {
 	// Endpoint of logs and metrics: http://host:port is plain text,
-	// https://host:port is TLS, unix:///path a socket. host:port is TLS unless
-	// OTEL_EXPORTER_OTLP_INSECURE is true. Without a port: 4317.
+	// https://host:port is TLS, unix:///path a socket. With gRPC host:port is TLS
+	// unless OTEL_EXPORTER_OTLP_INSECURE is true, and without a port it is 4317.
+	// With HTTP it is a base to which /v1/logs and /v1/metrics are appended.
 	Endpoint    string
-	Protocol    string            // "grpc", the only one
-	Compression string            // "gzip" (also when nothing says otherwise) or "none"
+	Protocol    string            // "grpc" (also when nothing says otherwise), "http/protobuf" or "http/json"
+	Compression string            // "gzip" (also when nothing says otherwise), "zstd" or "none"
 	Headers     map[string]string // sent with every request
+
+	// PEM files, read again at every handshake: whom to trust (empty: the
+	// system's roots), and what to show to a receiver that asks.
+	CA, Certificate, Key string
 
 	Flush   time.Duration // how long records gather into one request; 0: one second
 	Finish  time.Duration // longest wait for the receiver's next answer when closing; 0: [DefaultFinish]
@@ -88,13 +92,14 @@ func (c OTLPConfig) getenv() func(string) string {
 }
 
 // OTLP is a sink that sends every record as an OTLP log record, and the ledger
-// and the histograms as OTLP metrics, over gRPC. Records wait in a bounded queue while the receiver
-// is away. A record is acknowledged when a receiver's answer says so; the ways
-// to lose one are
+// and the histograms as OTLP metrics, over gRPC or HTTP. Records wait in a bounded
+// queue while the receiver is away. A record is acknowledged when a receiver's
+// answer says so; the ways to lose one are
 //
 //	queue_full  more than Queue records waited
 //	rejected    the receiver took the request but not this record
 //	refused     the receiver answered with an error that must not be retried
+//	too_large   the receiver takes not even a few records at once: see minSplit
 //	shutdown    the agent stopped before an answer came
 //
 // Metrics are cumulative: a request that fails is made good by the next one.
@@ -191,7 +196,7 @@ func (o *OTLP) Close(ctx context.Context) error {
 		o.cancel()
 		for _, l := range []*link{o.logs, o.metrics} {
 			if l != nil {
-				errs = append(errs, l.conn.Close())
+				errs = append(errs, l.transport.close())
 			}
 		}
 	})
@@ -200,49 +205,67 @@ func (o *OTLP) Close(ctx context.Context) error {
 
 // sendLogs is the worker for records.
 func (o *OTLP) sendLogs() {
-	client := collogs.NewLogsServiceClient(o.logs.conn)
 	for {
 		records, ok := o.queue.next(maxBatchRecords, o.flush)
 		if !ok {
 			return
 		}
-		for _, batch := range o.encoder.logBatches(records, time.Now()) {
-			o.sendBatch(client, batch)
+		for _, m := range o.encoder.logBatches(records, time.Now()) {
+			b, err := newBatch(m)
+			if err != nil {
+				o.logs.note(stateRefused, err.Error())
+				o.queue.settle(0, b.records, "refused")
+				continue
+			}
+			o.sendBatch(b)
 		}
 	}
 }
 
-func (o *OTLP) sendBatch(client collogs.LogsServiceClient, batch *collogs.ExportLogsServiceRequest) {
-	n := logCount(batch)
-	if o.ctx.Err() != nil {
-		o.queue.settle(0, n, "shutdown")
-		return
-	}
-	state, rejected := o.logs.deliver(o.ctx, func(ctx context.Context) (int64, string, error) {
-		answer, err := client.Export(ctx, batch)
-		p := answer.GetPartialSuccess()
-		return p.GetRejectedLogRecords(), p.GetErrorMessage(), err
-	})
-	switch state {
-	case stateOK:
-		o.queue.settle(n, 0, "")
-	case statePartial:
-		lost := int(min(rejected, int64(n)))
-		o.queue.settle(n-lost, lost, "rejected")
-	case stateRefused:
-		o.queue.settle(0, n, "refused")
-	default:
-		o.queue.settle(0, n, "shutdown")
-		return
-	}
-	if impatient := o.closing.Load(); impatient != nil {
-		impatient.Reset(o.finish) // it answers, so waiting on is worth it
+// sendBatch delivers b, in parts if the receiver wants smaller requests, and
+// says of each part what became of it.
+func (o *OTLP) sendBatch(b batch) {
+	for parts := []batch{b}; len(parts) > 0; {
+		b, parts = parts[0], parts[1:]
+		if o.ctx.Err() != nil {
+			o.queue.settle(0, b.records, "shutdown")
+			continue
+		}
+		if o.logs.tooLarge(b) {
+			if halves, err := b.halves(); err == nil {
+				parts = append(halves, parts...)
+				continue
+			}
+			o.queue.settle(0, b.records, "too_large")
+			continue
+		}
+		a := o.logs.deliver(o.ctx, b.body)
+		switch a.state {
+		case stateOK:
+			o.queue.settle(b.records, 0, "")
+		case statePartial:
+			lost := int(min(a.rejected, int64(b.records)))
+			o.queue.settle(b.records-lost, lost, "rejected")
+		case stateTooLarge:
+			if o.logs.shrink(b) {
+				parts = append([]batch{b}, parts...)
+				continue
+			}
+			o.queue.settle(0, b.records, "too_large")
+		case stateRefused:
+			o.queue.settle(0, b.records, "refused")
+		default:
+			o.queue.settle(0, b.records, "shutdown")
+			continue
+		}
+		if impatient := o.closing.Load(); impatient != nil {
+			impatient.Reset(o.finish) // it answers, so waiting on is worth it
+		}
 	}
 }
 
 // sendMetrics is the worker for the ledger and the histograms: every so often, and once at the end.
 func (o *OTLP) sendMetrics(every time.Duration) {
-	client := colmetrics.NewMetricsServiceClient(o.metrics.conn)
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for last := false; !last; {
@@ -259,11 +282,12 @@ func (o *OTLP) sendMetrics(every time.Duration) {
 		}
 		batches := append(o.encoder.metricBatches(&ledger), o.encoder.latencyBatches(latencies)...)
 		for _, batch := range batches {
-			o.metrics.once(o.ctx, func(ctx context.Context) (int64, string, error) {
-				answer, err := client.Export(ctx, batch)
-				p := answer.GetPartialSuccess()
-				return p.GetRejectedDataPoints(), p.GetErrorMessage(), err
-			})
+			body, err := proto.Marshal(batch)
+			if err != nil {
+				o.metrics.note(stateRefused, err.Error())
+				continue
+			}
+			o.metrics.once(o.ctx, body)
 		}
 	}
 }
@@ -293,7 +317,7 @@ func (o *OTLP) Status() *api.SinkStatus {
 }
 
 var otlpRequests = prometheus.NewDesc("weft_otlp_requests_total",
-	"OTLP requests by signal and by what the answer meant: ok, retrying, refused, rejected (in part).",
+	"OTLP requests by signal and by what the answer meant: ok, retrying, refused, rejected (in part), too_large.",
 	[]string{"signal", "outcome"}, nil)
 
 // Describe sends the description of weft_otlp_requests_total.

@@ -4,8 +4,6 @@ package exporter
 
 import (
 	"cmp"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -27,13 +25,29 @@ const defaultTimeout = 10 * time.Second
 // target is where one signal goes, and how.
 type target struct {
 	endpoint    string      // as it was given, to show; empty: this signal is not exported
-	dial        string      // the same as gRPC target
-	tls         *tls.Config // nil: plain text
+	protocol    string      // one of protocols
+	dial        string      // with gRPC: its target
+	url         string      // with HTTP: where to POST
+	socket      string      // with HTTP: the unix socket to connect to; empty: what url says
+	tls         *tlsFiles   // nil: plain text
 	guessedTLS  bool        // because the endpoint had no scheme
-	headers     metadata.MD
-	compression string // "gzip" or "none"
+	headers     metadata.MD // the names in lower case
+	compression string      // one of compressions
 	timeout     time.Duration
 }
+
+// What OTEL_EXPORTER_OTLP_PROTOCOL and OTEL_EXPORTER_OTLP_COMPRESSION may say,
+// the default first.
+var (
+	protocols    = []string{protocolGRPC, protocolHTTP, protocolJSON}
+	compressions = []string{"gzip", "zstd", "none"}
+)
+
+const (
+	protocolGRPC = "grpc"
+	protocolHTTP = "http/protobuf"
+	protocolJSON = "http/json"
+)
 
 // setting is a configured value and what to call it when it is wrong.
 type setting struct{ name, value string }
@@ -119,13 +133,13 @@ func (c OTLPConfig) target(s settings) (target, error) {
 		}
 	}
 	protocol := s.get("PROTOCOL", setting{"exporter.otlp.protocol", c.Protocol})
-	if protocol.value != "" && protocol.value != "grpc" {
-		note(protocol.wrong("only grpc is supported: use grpc and the receiver's gRPC port, usually 4317"))
+	if t.protocol = cmp.Or(protocol.value, protocols[0]); !slices.Contains(protocols, t.protocol) {
+		note(protocol.wrong("want " + strings.Join(protocols, ", ")))
+		t.protocol = protocols[0]
 	}
 	compression := s.get("COMPRESSION", setting{"exporter.otlp.compression", c.Compression})
-	t.compression = cmp.Or(compression.value, "gzip")
-	if t.compression != "gzip" && t.compression != "none" {
-		note(compression.wrong("want gzip or none"))
+	if t.compression = cmp.Or(compression.value, compressions[0]); !slices.Contains(compressions, t.compression) {
+		note(compression.wrong("want " + strings.Join(compressions, ", ")))
 	}
 	if timeout := s.get("TIMEOUT", setting{}); timeout.value != "" {
 		ms, err := strconv.ParseUint(timeout.value, 10, 31)
@@ -137,13 +151,21 @@ func (c OTLPConfig) target(s settings) (target, error) {
 	var err error
 	t.headers, err = c.headers(s)
 	note(err)
-	note(t.connection(s, s.get("ENDPOINT", setting{"exporter.otlp.endpoint", c.Endpoint})))
+	endpoint := s.get("ENDPOINT", setting{"exporter.otlp.endpoint", c.Endpoint})
+	if t.endpoint = endpoint.value; t.protocol == protocolGRPC {
+		note(t.connectGRPC(s, endpoint))
+	} else {
+		note(t.connectHTTP(s, endpoint))
+	}
+	if t.tls != nil {
+		note(t.tls.read(c, s))
+	}
 	return t, errors.Join(errs...)
 }
 
-// connection sets where to connect to and whether with TLS: http:// is plain,
+// connectGRPC sets where to connect to and whether with TLS: http:// is plain,
 // https:// is TLS, and without a scheme it is TLS unless INSECURE says otherwise.
-func (t *target) connection(s settings, endpoint setting) error {
+func (t *target) connectGRPC(s settings, endpoint setting) error {
 	insecure := s.get("INSECURE", setting{})
 	plain, err := strconv.ParseBool(cmp.Or(strings.ToLower(insecure.value), "false"))
 	if err != nil {
@@ -153,7 +175,6 @@ func (t *target) connection(s settings, endpoint setting) error {
 		return err
 	}
 	scheme, host, found := strings.Cut(endpoint.value, "://")
-	t.endpoint = endpoint.value
 	switch {
 	case strings.HasPrefix(endpoint.value, "unix:"):
 		t.dial = endpoint.value
@@ -167,63 +188,64 @@ func (t *target) connection(s settings, endpoint setting) error {
 	default:
 		return errors.Join(err, endpoint.wrong("want http://host:port, https://host:port, host:port or unix:///path"))
 	}
-	address, hostErr := hostPort(host)
+	name, address, hostErr := hostPort(host)
 	if hostErr != nil {
 		return errors.Join(err, endpoint.wrong(hostErr.Error()))
 	}
 	t.dial = "dns:///" + address
-	if plain {
-		return err
+	if !plain {
+		t.tls = &tlsFiles{host: name}
 	}
-	var tlsErr error
-	t.tls, tlsErr = tlsConfig(s)
-	return errors.Join(err, tlsErr)
+	return err
 }
 
-// hostPort is host with OTLP's port for gRPC if it has none.
-func hostPort(host string) (string, error) {
+// hostPort is the host alone, and with OTLP's port for gRPC if it has none.
+func hostPort(host string) (name, address string, err error) {
 	host = strings.TrimSuffix(host, "/")
 	if strings.ContainsAny(host, "/?#@ ") {
-		return "", errors.New("gRPC takes host:port without path, query or user")
+		return "", "", errors.New("gRPC takes host:port without path, query or user; for OTLP over HTTP set the protocol to http/protobuf")
 	}
 	name, port, err := net.SplitHostPort(host)
 	if err != nil {
 		name, port = strings.Trim(host, "[]"), "4317"
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || name == "" {
-		return "", errors.New("want a host and a port from 1 to 65535, as in http://127.0.0.1:4317")
+		return "", "", errors.New("want a host and a port from 1 to 65535, as in http://127.0.0.1:4317")
 	}
-	return net.JoinHostPort(name, port), nil
+	return name, net.JoinHostPort(name, port), nil
 }
 
-// tlsConfig trusts the system's roots unless CERTIFICATE names others, and shows
-// a client certificate if there is one.
-func tlsConfig(s settings) (*tls.Config, error) {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
-	var errs []error
-	if ca := s.get("CERTIFICATE", setting{}); ca.value != "" {
-		pem, err := os.ReadFile(ca.value)
-		cfg.RootCAs = x509.NewCertPool()
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", ca.name, err))
-		} else if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			errs = append(errs, ca.wrong("no PEM certificate in the file"))
-		}
+// connectHTTP sets where to POST: an endpoint for all signals is a base to which
+// the signal's path is appended, the one of a signal's own variable is the whole.
+func (t *target) connectHTTP(s settings, endpoint setting) error {
+	path := "/v1/" + strings.ToLower(s.signal)
+	own := endpoint.name == "OTEL_EXPORTER_OTLP_"+s.signal+"_ENDPOINT"
+	if endpoint.value == "" {
+		return nil
 	}
-	cert, key := s.get("CLIENT_CERTIFICATE", setting{}), s.get("CLIENT_KEY", setting{})
+	if socket, ok := strings.CutPrefix(endpoint.value, "unix:"); ok {
+		t.socket, t.url = strings.TrimPrefix(socket, "//"), "http://localhost"+path
+		return nil
+	}
+	u, err := url.Parse(endpoint.value)
 	switch {
-	case cert.value != "" && key.value != "":
-		pair, err := tls.LoadX509KeyPair(cert.value, key.value)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s and %s: %w", cert.name, key.name, err))
-		}
-		cfg.Certificates = []tls.Certificate{pair}
-	case cert.value != "":
-		errs = append(errs, cert.wrong("OTEL_EXPORTER_OTLP_CLIENT_KEY is missing"))
-	case key.value != "":
-		errs = append(errs, key.wrong("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE is missing"))
+	case err != nil || u.Host == "" || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https":
+		return endpoint.wrong("want http://host:port, https://host:port or unix:///path")
+	case u.User != nil:
+		return setting{endpoint.name, u.Redacted()}.wrong("put user and password into the headers, as authorization=Basic ...")
+	case own && u.Path == "":
+		u.Path = "/"
+	case !own && strings.HasSuffix(strings.TrimSuffix(u.Path, "/"), path):
+		return endpoint.wrong("leave " + path + " out: it is appended")
+	case !own:
+		u = u.JoinPath(path)
 	}
-	return cfg, errors.Join(errs...)
+	t.url = u.String()
+	if u.RawQuery = ""; u.Scheme == "https" {
+		t.tls = &tlsFiles{host: u.Hostname()}
+	}
+	t.endpoint = u.String() // without the query, which may hold a secret
+	return nil
 }
 
 // headers go with every request. Their values are secrets: no error shows one.

@@ -112,7 +112,7 @@ func TestEnvironmentIsNotJudgedWithoutAnEndpoint(t *testing.T) {
 
 func TestEveryMistakeIsReportedAtOnceWithItsVariable(t *testing.T) {
 	c := OTLPConfig{
-		Protocol: "http/protobuf",
+		Protocol: "http",
 		Getenv: env(
 			"OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4317",
 			"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "ftp://collector",
@@ -131,11 +131,11 @@ func TestEveryMistakeIsReportedAtOnceWithItsVariable(t *testing.T) {
 		t.Fatal("got no error")
 	}
 	for _, want := range []string{
-		"exporter.otlp.protocol=\"http/protobuf\": only grpc", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=\"ftp://collector\"",
-		"OTEL_EXPORTER_OTLP_COMPRESSION=\"brotli\": want gzip or none", "OTEL_EXPORTER_OTLP_TIMEOUT=\"10s\": want milliseconds",
+		"exporter.otlp.protocol=\"http\": want grpc, http/protobuf, http/json", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=\"ftp://collector\"",
+		"OTEL_EXPORTER_OTLP_COMPRESSION=\"brotli\": want gzip, zstd, none", "OTEL_EXPORTER_OTLP_TIMEOUT=\"10s\": want milliseconds",
 		"OTEL_EXPORTER_OTLP_INSECURE=\"maybe\"", "OTEL_EXPORTER_OTLP_HEADERS: header name \"grpc-x\"", "header name \"b d\"",
 		"header \"ok\": want printable", "OTEL_EXPORTER_OTLP_LOGS_HEADERS: item 1", "OTEL_EXPORTER_OTLP_CERTIFICATE: open /does/not/exist.pem",
-		"OTEL_EXPORTER_OTLP_CLIENT_KEY=\"/does/not/exist.key\": OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE is missing",
+		"OTEL_EXPORTER_OTLP_CLIENT_KEY=\"/does/not/exist.key\": exporter.otlp.certificate or OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE is missing",
 		"OTEL_RESOURCE_ATTRIBUTES: item 1, \"a\"",
 	} {
 		if n := strings.Count(err.Error(), want); n != 1 {

@@ -8,18 +8,9 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"time"
-
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
-	_ "google.golang.org/grpc/encoding/gzip" // registers the compressor
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 )
 
 // Retries wait from minBackoff, doubling to maxBackoff, each time a random half
@@ -28,14 +19,33 @@ import (
 const (
 	minBackoff = 250 * time.Millisecond
 	maxBackoff = 10 * time.Second
+	// maxTold bounds what a receiver may ask for: a wrong clock or a slip of a
+	// digit must not silence an agent for a day.
+	maxTold = 10 * time.Minute
 )
+
+// answer is what a receiver's reply to one request means.
+type answer struct {
+	state    string        // see the constants
+	rejected int64         // of statePartial: how many records or data points
+	message  string        // the receiver's or the network's words
+	wait     time.Duration // of stateRetry: how long to wait at least; 0: as we like
+}
+
+// transport carries the serialised requests of one signal, one at a time.
+type transport interface {
+	// send makes one request; ctx bounds it. It keeps no part of body.
+	send(ctx context.Context, body []byte) answer
+	close() error
+}
 
 // link is the way of one signal to its receiver, with what is known about it.
 type link struct {
-	signal string // "logs" or "metrics"
-	target target
-	conn   *grpc.ClientConn
-	log    *slog.Logger
+	signal    string // "logs" or "metrics"
+	target    target
+	transport transport
+	log       *slog.Logger
+	limit     int // bytes of a body that the receiver is known not to take more of; 0: none known. The worker's
 
 	mu       sync.Mutex
 	state    string    // what the last answer meant: see the constants
@@ -46,116 +56,87 @@ type link struct {
 
 // States of a link and outcomes of requests.
 const (
-	stateIdle    = "idle"     // nothing sent yet
-	stateWait    = "waiting"  // no answer yet; only told, no outcome
-	stateOK      = "ok"       // acknowledged
-	stateRetry   = "retrying" // not delivered, tried again
-	stateRefused = "refused"  // will not be accepted, not tried again
-	statePartial = "rejected" // taken in part
+	stateIdle     = "idle"      // nothing sent yet
+	stateWait     = "waiting"   // no answer yet; only told, no outcome
+	stateOK       = "ok"        // acknowledged
+	stateRetry    = "retrying"  // not delivered, tried again
+	stateRefused  = "refused"   // will not be accepted, not tried again
+	statePartial  = "rejected"  // taken in part
+	stateTooLarge = "too_large" // the receiver wants smaller requests
 )
 
-func newLink(signal string, t target, log *slog.Logger, dial func(context.Context, string) (net.Conn, error)) (*link, error) {
-	creds := insecure.NewCredentials()
+// dialer replaces the network in tests; nil: the network.
+type dialer func(ctx context.Context, address string) (net.Conn, error)
+
+func newLink(signal string, t target, log *slog.Logger, dial dialer) (*link, error) {
+	l := &link{
+		signal: signal, target: t, state: stateIdle, requests: map[string]uint64{},
+		log: log.With("sink", "otlp", "signal", signal, "endpoint", t.endpoint),
+	}
 	if t.tls != nil {
-		creds = credentials.NewTLS(t.tls)
+		t.tls.log = l.log
 	}
-	options := []grpc.DialOption{
-		grpc.WithTransportCredentials(creds),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithUserAgent("weft"),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: minBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff / 2},
-			MinConnectTimeout: t.timeout,
-		}),
+	var err error
+	if t.protocol == protocolGRPC {
+		l.transport, err = newGRPC(signal, t, dial)
+	} else {
+		l.transport = newHTTP(signal, t, dial)
 	}
-	if t.compression == "gzip" {
-		options = append(options, grpc.WithDefaultCallOptions(grpc.UseCompressor("gzip")))
-	}
-	if dial != nil {
-		options = append(options, grpc.WithContextDialer(dial))
-	}
-	conn, err := grpc.NewClient(t.dial, options...)
 	if err != nil {
 		return nil, fmt.Errorf("prepare OTLP %s to %s: %w", signal, t.endpoint, err)
 	}
-	return &link{
-		signal: signal, target: t, conn: conn, state: stateIdle, requests: map[string]uint64{},
-		log: log.With("sink", "otlp", "signal", signal, "endpoint", t.endpoint),
-	}, nil
+	return l, nil
 }
 
-// call sends one request: its answer's partial success, or an error.
-type call func(ctx context.Context) (rejected int64, message string, err error)
-
-// once makes one request and says what became of it, and after which time the
-// receiver wants to be asked again (0: as we like).
-func (l *link) once(ctx context.Context, send call) (state string, rejected int64, wait time.Duration) {
-	if l.target.headers != nil {
-		ctx = metadata.NewOutgoingContext(ctx, l.target.headers)
-	}
+// once makes one request and says what became of it. When ctx ends before, the
+// state is stateRetry, which says nothing about the receiver.
+func (l *link) once(ctx context.Context, body []byte) answer {
 	l.begin()
 	limited, cancel := context.WithTimeout(ctx, l.target.timeout)
 	defer cancel()
-	rejected, message, err := send(limited)
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return stateRetry, 0, 0 // we gave up, which says nothing about the receiver
-	case err == nil && rejected > 0:
-		state = statePartial
-	case err == nil:
-		state = stateOK
-	default:
-		var retry bool
-		message = err.Error()
-		if retry, wait = retryable(err); retry {
-			state = stateRetry
-		} else {
-			state = stateRefused
-		}
+	a := l.transport.send(limited, body)
+	if ctx.Err() != nil && a.state == stateRetry {
+		return answer{state: stateRetry}
 	}
-	l.note(state, message)
-	return state, rejected, wait
+	a.wait = min(a.wait, maxTold)
+	l.note(a.state, a.message)
+	return a
 }
 
 // deliver makes requests until one is answered for good. When ctx ends before
 // that, the state is stateRetry.
-func (l *link) deliver(ctx context.Context, send call) (state string, rejected int64) {
+func (l *link) deliver(ctx context.Context, body []byte) answer {
 	pause := minBackoff
 	for {
-		state, rejected, wait := l.once(ctx, send)
-		if state != stateRetry || ctx.Err() != nil {
-			return state, rejected
+		a := l.once(ctx, body)
+		if a.state != stateRetry || ctx.Err() != nil {
+			return a
 		}
-		if wait == 0 {
-			wait = pause/2 + rand.N(pause/2)
+		if a.wait == 0 {
+			a.wait = pause/2 + rand.N(pause/2)
 			pause = min(2*pause, maxBackoff)
 		}
 		select {
 		case <-ctx.Done():
-			return state, 0
-		case <-time.After(wait):
+			return a
+		case <-time.After(a.wait):
 		}
 	}
 }
 
-// retryable is OTLP's rule: these codes may pass, and an exhausted resource only
-// when the receiver says when.
-func retryable(err error) (bool, time.Duration) {
-	s := status.Convert(err)
-	var wait time.Duration
-	told := false
-	for _, d := range s.Details() {
-		if info, ok := d.(*errdetails.RetryInfo); ok {
-			wait, told = max(info.GetRetryDelay().AsDuration(), 0), true
-		}
+// tooLarge reports whether b is known to be more than the receiver takes.
+func (l *link) tooLarge(b batch) bool {
+	return l.limit > 0 && len(b.body) > l.limit && b.splits()
+}
+
+// shrink notes that the receiver did not take b; false: there is no smaller one.
+func (l *link) shrink(b batch) bool {
+	if b.splits() {
+		l.limit = max(len(b.body)/2, minSplit)
+		l.log.Warn("receiver takes smaller requests only, splitting", "bytes", len(b.body), "limit", l.limit)
+		return true
 	}
-	switch s.Code() {
-	case codes.Canceled, codes.DeadlineExceeded, codes.Aborted, codes.OutOfRange, codes.Unavailable, codes.DataLoss:
-		return true, wait
-	case codes.ResourceExhausted:
-		return told, wait
-	}
-	return false, 0
+	return false
 }
 
 // begin notes that an answer is due.
@@ -185,15 +166,45 @@ func (l *link) note(state, detail string) {
 		l.log.Info("receiver acknowledges")
 	case stateRetry:
 		args := []any{"err", detail}
-		if l.target.guessedTLS {
-			args = append(args, "mend", "the endpoint has no scheme, so TLS is used: write http:// for plain text")
+		if mend := l.mend(detail); mend != "" {
+			args = append(args, "mend", mend)
 		}
 		l.log.Warn("receiver not reached or busy, retrying", args...)
 	case stateRefused:
 		l.log.Warn("receiver refuses requests, not retried", "err", detail)
 	case statePartial:
 		l.log.Warn("receiver rejects a part of what is sent", "err", detail)
+	case stateTooLarge:
+		l.log.Warn("receiver finds a request too large", "err", detail)
 	}
+}
+
+// mends is what helps, by what is in the words of Go's TLS and X.509.
+var mends = []struct{ words, mend string }{
+	{"signed by unknown authority", "name the receiver's authority in exporter.otlp.ca or OTEL_EXPORTER_OTLP_CERTIFICATE"},
+	{"certificate has expired or is not yet valid", "renew the receiver's certificate, or set this host's clock"},
+	{"certificate is valid for", "write the endpoint with a name that is in the receiver's certificate"},
+	{"certificate is not valid for any names", "the receiver's certificate needs the endpoint's host as a subject alternative name"},
+	{"doesn't contain any IP SANs", "write the endpoint with a name that is in the receiver's certificate, or add the address to that"},
+	{"first record does not look like a TLS handshake", "the receiver speaks plain text: write http://"},
+	{"server gave HTTP response to HTTPS client", "the receiver speaks plain text: write http://"},
+	{"certificate required", "name a client certificate in exporter.otlp.certificate and exporter.otlp.key"},
+}
+
+// mend is what to do about detail, if that is known.
+func (l *link) mend(detail string) string {
+	for _, m := range mends {
+		if strings.Contains(detail, m.words) {
+			if l.target.guessedTLS && strings.Contains(m.mend, "http://") {
+				break
+			}
+			return m.mend
+		}
+	}
+	if l.target.guessedTLS {
+		return "the endpoint has no scheme, so TLS is used: write http:// for plain text"
+	}
+	return ""
 }
 
 // describe is the state with its reason, for people, and whether all is well. A

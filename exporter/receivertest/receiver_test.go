@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,21 +24,28 @@ import (
 
 // collector is a running otlpreceiver.
 type collector struct {
-	endpoint string // host:port
+	endpoint string // host:port of gRPC
+	web      string // host:port of HTTP
 	parts    []component.Component
 }
 
 // startCollector starts a receiver on endpoint; empty: a free port. What it
 // hands records to outlives it, so one that is started again goes on filling it.
-func startCollector(t *testing.T, endpoint string, logs consumer.Logs, metrics consumer.Metrics) *collector {
+func startCollector(t *testing.T, endpoint string, logs consumer.Logs, metrics consumer.Metrics, setup ...func(*otlpreceiver.Config)) *collector {
 	t.Helper()
 	if endpoint == "" {
 		endpoint = freePort(t)
 	}
-	c := &collector{endpoint: endpoint}
+	c := &collector{endpoint: endpoint, web: freePort(t)}
 	factory := otlpreceiver.NewFactory()
 	cfg := factory.CreateDefaultConfig().(*otlpreceiver.Config)
 	cfg.Protocols.GRPC.GetOrInsertDefault().NetAddr.Endpoint = endpoint
+	cfg.Protocols.HTTP.GetOrInsertDefault().ServerConfig.NetAddr.Endpoint = c.web
+	for _, set := range setup {
+		if set != nil {
+			set(cfg)
+		}
+	}
 	settings := receivertest.NewNopSettings(factory.Type())
 	l, err := factory.CreateLogs(t.Context(), settings, cfg, logs)
 	if err != nil {
@@ -55,6 +63,18 @@ func startCollector(t *testing.T, endpoint string, logs consumer.Logs, metrics c
 	}
 	t.Cleanup(func() { c.stop(t) })
 	return c
+}
+
+// at is the receiver's URL for a protocol.
+func (c *collector) at(protocol string, secure bool) string {
+	scheme, address := "http://", c.endpoint
+	if secure {
+		scheme = "https://"
+	}
+	if protocol != "grpc" {
+		address = c.web
+	}
+	return scheme + address
 }
 
 // stop ends the receiver; a second time does nothing.
@@ -82,7 +102,10 @@ func noEnv(string) string { return "" }
 
 func newSink(t *testing.T, endpoint string, c exporter.OTLPConfig) *exporter.OTLP {
 	t.Helper()
-	c.Endpoint, c.Version, c.Getenv = "http://"+endpoint, "1.2.3", noEnv
+	if !strings.Contains(endpoint, "://") {
+		endpoint = "http://" + endpoint
+	}
+	c.Endpoint, c.Version, c.Getenv = endpoint, "1.2.3", noEnv
 	o, err := exporter.NewOTLP(c)
 	if err != nil {
 		t.Fatal(err)

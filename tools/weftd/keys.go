@@ -90,6 +90,9 @@ var keys = []key{
 	text("exporter.otlp.protocol", func(c *Config) *string { return &c.OTLP.Protocol }, anything),
 	pairs("exporter.otlp.headers", func(c *Config) *map[string]string { return &c.OTLP.Headers }),
 	text("exporter.otlp.compression", func(c *Config) *string { return &c.OTLP.Compression }, anything),
+	text("exporter.otlp.ca", func(c *Config) *string { return &c.OTLP.CA }, anything),
+	text("exporter.otlp.certificate", func(c *Config) *string { return &c.OTLP.Certificate }, anything),
+	text("exporter.otlp.key", func(c *Config) *string { return &c.OTLP.Key }, anything),
 	duration("exporter.flush", func(c *Config) *time.Duration { return &c.OTLP.Flush }, 10*time.Millisecond, time.Minute),
 	duration("exporter.finish", func(c *Config) *time.Duration { return &c.OTLP.Finish }, 10*time.Millisecond, finishAtMost),
 

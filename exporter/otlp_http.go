@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
+	metrics "go.opentelemetry.io/proto/otlp/metrics/v1"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+// maxReply bounds what is read of a reply; the rest is left.
+const maxReply = 64 << 10
+
+// httpTransport POSTs protobuf or JSON.
+type httpTransport struct {
+	client  *http.Client
+	url     string
+	header  http.Header
+	message func() proto.Message // what a body is, for JSON; nil: protobuf is sent
+	pack    func([]byte) ([]byte, error)
+}
+
+func newHTTP(signal string, t target, dial dialer) *httpTransport {
+	carrier := &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		ForceAttemptHTTP2:      true,
+		MaxIdleConns:           1, // the worker makes one request at a time
+		IdleConnTimeout:        2 * time.Minute,
+		TLSHandshakeTimeout:    t.timeout,
+		MaxResponseHeaderBytes: maxReply,
+		DialContext:            (&net.Dialer{Timeout: t.timeout, KeepAlive: pingAfter}).DialContext,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+	}
+	if t.tls != nil {
+		carrier.TLSClientConfig = t.tls.config()
+	}
+	if t.socket != "" {
+		carrier.Proxy = nil
+		carrier.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", t.socket)
+		}
+	}
+	if dial != nil {
+		carrier.DialContext = func(ctx context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) }
+	}
+	h := &httpTransport{
+		// A redirect would turn a POST into a GET, whose 200 acknowledges nothing.
+		client: &http.Client{Transport: carrier, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		url:    t.url, header: http.Header{},
+	}
+	for name, values := range t.headers {
+		h.header[http.CanonicalHeaderKey(name)] = values
+	}
+	h.header.Set("User-Agent", "weft")
+	h.header.Set("Content-Type", "application/x-protobuf")
+	if t.protocol == protocolJSON {
+		h.header.Set("Content-Type", "application/json")
+		h.message = func() proto.Message { return &collogs.ExportLogsServiceRequest{} }
+		if signal == "metrics" {
+			h.message = func() proto.Message { return &colmetrics.ExportMetricsServiceRequest{} }
+		}
+	}
+	if t.compression != "none" {
+		h.header.Set("Content-Encoding", t.compression)
+	}
+	h.pack = packers[t.compression]
+	return h
+}
+
+func (h *httpTransport) close() error { h.client.CloseIdleConnections(); return nil }
+
+func (h *httpTransport) send(ctx context.Context, body []byte) answer {
+	payload, err := h.payload(body)
+	if err != nil {
+		return answer{state: stateRefused, message: err.Error()}
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, h.url, bytes.NewReader(payload))
+	if err != nil {
+		return answer{state: stateRefused, message: err.Error()}
+	}
+	request.Header = h.header.Clone()
+	if host := h.header.Get("Host"); host != "" {
+		request.Host = host
+	}
+	response, err := h.client.Do(request)
+	if err != nil {
+		return answer{state: stateRetry, message: err.Error()}
+	}
+	defer func() { _ = response.Body.Close() }() // what matters of it was read
+	reply, err := io.ReadAll(io.LimitReader(response.Body, maxReply))
+	if err != nil && response.StatusCode/100 != 2 {
+		reply = nil // the code says enough
+	} else if err != nil {
+		return answer{state: stateRetry, message: fmt.Errorf("read the answer: %w", err).Error()}
+	}
+	kind, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type")) // none: the empty one
+	isJSON := kind == "application/json"
+	if response.StatusCode/100 == 2 {
+		return success(reply, isJSON)
+	}
+	return httpFailure(response, reply, kind)
+}
+
+// payload is body as it goes over the wire: a copy, since net/http may read it
+// after the call.
+func (h *httpTransport) payload(body []byte) ([]byte, error) {
+	if h.message != nil {
+		m := h.message()
+		if err := proto.Unmarshal(body, m); err != nil {
+			return nil, fmt.Errorf("decode own request for JSON: %w", err)
+		}
+		var err error
+		if body, err = otlpJSON(m); err != nil {
+			return nil, err
+		}
+	}
+	return h.pack(body)
+}
+
+// success is what a reply without an error means: the partial success of logs
+// and metrics has the same fields.
+func success(reply []byte, isJSON bool) answer {
+	var rejected int64
+	var message string
+	if isJSON {
+		lenient := protojson.UnmarshalOptions{DiscardUnknown: true}
+		logs, points := &collogs.ExportLogsServiceResponse{}, &colmetrics.ExportMetricsServiceResponse{}
+		if lenient.Unmarshal(reply, logs) != nil || lenient.Unmarshal(reply, points) != nil {
+			return answer{state: stateOK} // not OTLP's, but the code said yes
+		}
+		rejected = max(logs.GetPartialSuccess().GetRejectedLogRecords(), points.GetPartialSuccess().GetRejectedDataPoints())
+		message = logs.GetPartialSuccess().GetErrorMessage()
+	} else {
+		m := &collogs.ExportLogsServiceResponse{}
+		if proto.Unmarshal(reply, m) != nil {
+			return answer{state: stateOK}
+		}
+		rejected, message = m.GetPartialSuccess().GetRejectedLogRecords(), m.GetPartialSuccess().GetErrorMessage()
+	}
+	if rejected > 0 {
+		return answer{state: statePartial, rejected: rejected, message: message}
+	}
+	return answer{state: stateOK, message: message}
+}
+
+// httpFailure is OTLP's rule: 429, 502, 503 and 504 may pass, nothing else.
+func httpFailure(r *http.Response, reply []byte, kind string) answer {
+	a := answer{state: stateRefused, message: Printable(r.Status)}
+	if at := r.Header.Get("Location"); at != "" {
+		a.message += ": the receiver is at " + strconv.Quote(at)
+	} else if text := errorText(reply, kind); text != "" {
+		a.message += ": " + text
+	}
+	switch r.StatusCode {
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		a.state, a.wait = stateRetry, retryAfter(r.Header)
+	case http.StatusRequestEntityTooLarge:
+		a.state = stateTooLarge
+	}
+	return a
+}
+
+// errorText is the message of a reply that is a google.rpc.Status, or the
+// beginning of another one.
+func errorText(reply []byte, kind string) string {
+	var s rpcstatus.Status
+	err := errors.ErrUnsupported
+	switch kind {
+	case "application/x-protobuf":
+		err = proto.Unmarshal(reply, &s)
+	case "application/json":
+		err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(reply, &s)
+	}
+	text := s.GetMessage()
+	if err != nil {
+		text = string(reply[:min(len(reply), 200)])
+	}
+	return Printable(strings.TrimSpace(text))
+}
+
+// retryAfter is how long a receiver asks to be left alone; 0: it does not say. A
+// date counts from the receiver's own clock where it shows it.
+func retryAfter(h http.Header) time.Duration {
+	text := strings.TrimSpace(h.Get("Retry-After"))
+	if seconds, err := strconv.ParseUint(text, 10, 31); err == nil {
+		return time.Duration(seconds) * time.Second
+	}
+	then, err := http.ParseTime(text)
+	if err != nil {
+		return 0
+	}
+	now, err := http.ParseTime(h.Get("Date"))
+	if err != nil {
+		now = time.Now()
+	}
+	return max(then.Sub(now), 0)
+}
+
+// otlpJSON is m by OTLP's rules: enumerations are numbers, 64-bit integers are
+// strings, bytes are base64, but trace and span ids are hexadecimal. For these
+// the field is set to the bytes whose base64 is the id's hexadecimal form.
+func otlpJSON(m proto.Message) ([]byte, error) {
+	switch m := m.(type) {
+	case *collogs.ExportLogsServiceRequest:
+		for _, rl := range m.ResourceLogs {
+			for _, sl := range rl.ScopeLogs {
+				for _, lr := range sl.LogRecords {
+					lr.TraceId, lr.SpanId = hexID(lr.TraceId), hexID(lr.SpanId)
+				}
+			}
+		}
+	case *colmetrics.ExportMetricsServiceRequest:
+		for _, rm := range m.ResourceMetrics {
+			for _, sm := range rm.ScopeMetrics {
+				for _, metric := range sm.Metrics {
+					hexExemplars(metric)
+				}
+			}
+		}
+	}
+	text, err := protojson.MarshalOptions{UseEnumNumbers: true}.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode OTLP as JSON: %w", err)
+	}
+	return text, nil
+}
+
+func hexExemplars(m *metrics.Metric) {
+	var all []*metrics.Exemplar
+	for _, p := range append(m.GetSum().GetDataPoints(), m.GetGauge().GetDataPoints()...) {
+		all = append(all, p.Exemplars...)
+	}
+	for _, p := range m.GetExponentialHistogram().GetDataPoints() {
+		all = append(all, p.Exemplars...)
+	}
+	for _, p := range m.GetHistogram().GetDataPoints() {
+		all = append(all, p.Exemplars...)
+	}
+	for _, e := range all {
+		e.TraceId, e.SpanId = hexID(e.TraceId), hexID(e.SpanId)
+	}
+}
+
+// hexID is the bytes whose base64 is id in hexadecimal: 8 or 16 bytes make 16 or
+// 32 digits, a multiple of 4, all of base64's alphabet. None: nil.
+func hexID(id []byte) []byte {
+	raw, err := base64.StdEncoding.DecodeString(hex.EncodeToString(id))
+	if err != nil || len(id) == 0 {
+		return nil
+	}
+	return raw
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"bytes"
+	"compress/gzip"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"google.golang.org/grpc/encoding"
+)
+
+// packers compress a body into a slice of its own, by the name that
+// Content-Encoding has for it.
+var packers = map[string]func([]byte) ([]byte, error){
+	"none": func(b []byte) ([]byte, error) { return bytes.Clone(b), nil },
+	"gzip": packGzip,
+	"zstd": func(b []byte) ([]byte, error) {
+		e, err := zstdEncoder()
+		if err != nil {
+			return nil, err
+		}
+		return e.EncodeAll(b, make([]byte, 0, len(b)/8)), nil
+	},
+}
+
+var gzipWriters = sync.Pool{New: func() any { return gzip.NewWriter(nil) }}
+
+func packGzip(b []byte) ([]byte, error) {
+	w := gzipWriters.Get().(*gzip.Writer)
+	defer gzipWriters.Put(w)
+	var out bytes.Buffer
+	out.Grow(len(b) / 8)
+	w.Reset(&out)
+	if _, err := w.Write(b); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// The one zstd encoder and decoder of this process, made when first needed: each
+// works on one buffer at a time and has a window of at most 1 MiB.
+var (
+	zstdEncoder = sync.OnceValues(func() (*zstd.Encoder, error) {
+		return zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+			zstd.WithWindowSize(1<<20), zstd.WithLowerEncoderMem(true))
+	})
+	zstdDecoder = sync.OnceValues(func() (*zstd.Decoder, error) {
+		return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(16<<20))
+	})
+)
+
+func init() { encoding.RegisterCompressor(grpcZstd{}) }
+
+// grpcZstd is zstd for gRPC, which has only gzip of its own.
+type grpcZstd struct{}
+
+// Name is what grpc-encoding calls it.
+func (grpcZstd) Name() string { return "zstd" }
+
+// Compress returns a writer that hands everything to w when it is closed.
+func (grpcZstd) Compress(w io.Writer) (io.WriteCloser, error) { return &zstdBody{to: w}, nil }
+
+// Decompress reads all of r.
+func (grpcZstd) Decompress(r io.Reader) (io.Reader, error) {
+	packed, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	d, err := zstdDecoder()
+	if err != nil {
+		return nil, err
+	}
+	plain, err := d.DecodeAll(packed, nil)
+	return bytes.NewReader(plain), err
+}
+
+// zstdBody collects a message.
+type zstdBody struct {
+	to  io.Writer
+	all []byte
+}
+
+// Write keeps b.
+func (z *zstdBody) Write(b []byte) (int, error) { z.all = append(z.all, b...); return len(b), nil }
+
+// Close compresses.
+func (z *zstdBody) Close() error {
+	packed, err := packers["zstd"](z.all)
+	if err != nil {
+		return err
+	}
+	_, err = z.to.Write(packed)
+	return err
+}
