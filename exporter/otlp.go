@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -99,13 +100,17 @@ func (c OTLPConfig) getenv() func(string) string {
 //	queue_full  more than Queue records waited
 //	rejected    the receiver took the request but not this record
 //	refused     the receiver answered with an error that must not be retried
-//	too_large   the receiver takes not even a few records at once: see minSplit
+//	too_large   the receiver takes not even a few records at once (see minSplit), or one is over 3.5 MiB
 //	shutdown    the agent stopped before an answer came
 //
 // Metrics are cumulative: a request that fails is made good by the next one.
 type OTLP struct {
 	queue   *queue
-	encoder encoder
+	encoder encoder // of metrics
+
+	logEncoder *LogEncoder // the worker's
+	body       []byte      // the worker's, of the request at hand
+
 	flush   time.Duration
 	finish  time.Duration
 	logs    *link // nil: records are not exported
@@ -136,6 +141,9 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 	o := &OTLP{
 		queue: newQueue("otlp", c.Queue), encoder: newEncoder(resource, c.Version, time.Now()),
 		flush: cmp.Or(c.Flush, time.Second), finish: cmp.Or(c.Finish, DefaultFinish), stop: make(chan struct{}),
+	}
+	if o.logEncoder, err = NewLogEncoder(resource, c.Version); err != nil {
+		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	if logs.endpoint != "" {
@@ -210,14 +218,16 @@ func (o *OTLP) sendLogs() {
 		if !ok {
 			return
 		}
-		for _, m := range o.encoder.logBatches(records, time.Now()) {
-			b, err := newBatch(m)
-			if err != nil {
-				o.logs.note(stateRefused, err.Error())
-				o.queue.settle(0, b.records, "refused")
+		for len(records) > 0 {
+			body, n := o.logEncoder.Append(o.body[:0], records, time.Now())
+			o.body = body
+			if n == 0 {
+				o.queue.settle(0, 1, "too_large")
+				records = records[1:]
 				continue
 			}
-			o.sendBatch(b)
+			o.sendBatch(batch{body, n})
+			records = records[n:]
 		}
 	}
 }
