@@ -48,7 +48,7 @@ test-runtimes: ## topology and names against real gVisor and containerd (WEFT_TE
 	@test -n "$(WEFT_TESTBED)" || { echo 'set WEFT_TESTBED to the folder that the testbed was unpacked into' >&2; exit 2; }
 	$(GO) test -count=1 $(EXEC) ./cni
 
-test-kubernetes: ## pods and containers of a real containerd (needs what tools/testbed/parts.sh names)
+test-kubernetes: ## a real Kubernetes of two nodes, 5,000 pods of a real API server, a real containerd (needs what tools/testbed/parts.sh names)
 	tools/testbed/parts.sh $(CACHE)/testbed
 	$(GO) test -count=1 -tags testbed -run 'ThousandsOfPods|EveryFlowBetween' -exec "$(SUDO) env TESTBED_PARTS=$(CACHE)/testbed PATH=$(PATH) HOME=$(HOME)" ./cni ./tools/weftd
 

@@ -99,54 +99,14 @@ func (c *Census) end(r *flows.Record, source bool) *flows.Entity {
 			who = c.owner(ownerOf{who, flows.Process{PID: o.PID, Comm: o.Comm}, sighting{o, connected}}, r.End)
 		}
 	}
-	if !source && c.kube != nil && who != nil {
+	switch {
+	case c.kube == nil || who == nil:
+	case source:
+		who = c.opener(r, who)
+	default:
 		who = c.service(r, who)
 	}
 	return who
-}
-
-// service adds the Service that the connection was opened to, if who is a pod, or the
-// pod that it was sent to, if who is a Service: both views of it then say both.
-func (c *Census) service(r *flows.Record, who *flows.Entity) *flows.Entity {
-	at := r.Start.UnixNano()
-	switch {
-	case who.Pod == "" && who.Service != "":
-		to, ok := c.kube.nat.sentTo(r.Key)
-		if !ok {
-			return who
-		}
-		if pod, _ := c.resolver.find(r.Scope, to.Addr(), at, nil); pod != nil && pod.Pod != "" && pod.Namespace == who.Namespace {
-			return c.serving(pod, &flowsService{who.Namespace, who.Service})
-		}
-	case who.Pod != "":
-		if vip, ok := c.kube.nat.openedTo(r.Key); ok {
-			if s, _ := c.resolver.find(r.Scope, vip, at, nil); s != nil && s.Service != "" {
-				return c.serving(who, &flowsService{s.Namespace, s.Service})
-			}
-		}
-		return c.serving(who, c.kube.serviceOf(backend{r.Key.Dst.Addr().Unmap(), r.Key.Dst.Port(), r.Key.Proto}))
-	}
-	return who
-}
-
-// serving is who as a part of a Service.
-func (c *Census) serving(who *flows.Entity, s *flowsService) *flows.Entity {
-	if s == nil || s.namespace != who.Namespace {
-		return who
-	}
-	a := &c.annotated
-	key := servingOf{who, *s}
-	e := a.serving[key]
-	if e == nil {
-		if a.serving == nil || len(a.serving) >= maxOwners {
-			a.serving = map[servingOf]*flows.Entity{}
-		}
-		e = new(flows.Entity)
-		*e = *who
-		e.Service = s.name
-		a.serving[key] = e
-	}
-	return e
 }
 
 // guest is the machine or sandbox that has an end whose address nobody here has: the

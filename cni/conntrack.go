@@ -37,11 +37,11 @@ type conntrack struct {
 // translations are by the connection as it is seen, from who opened it.
 type translations struct {
 	to   map[flows.Key]netip.AddrPort // opened to an address: where it is sent
-	from map[flows.Key]netip.Addr     // as sent: the address it was opened to
+	from map[flows.Key]flows.Key      // as sent: as it was opened
 }
 
 func newTranslations() translations {
-	return translations{map[flows.Key]netip.AddrPort{}, map[flows.Key]netip.Addr{}}
+	return translations{map[flows.Key]netip.AddrPort{}, map[flows.Key]flows.Key{}}
 }
 
 func newConntrack(log *slog.Logger) *conntrack {
@@ -59,8 +59,8 @@ func (c *conntrack) sentTo(k flows.Key) (netip.AddrPort, bool) {
 	return to, ok
 }
 
-// openedTo is the address that the connection k was opened to.
-func (c *conntrack) openedTo(k flows.Key) (netip.Addr, bool) {
+// openedAs is the connection k as it was opened.
+func (c *conntrack) openedAs(k flows.Key) (flows.Key, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if a, ok := c.now.from[k]; ok {
@@ -77,7 +77,7 @@ func (c *conntrack) keep(t translation) {
 		c.now, c.old = newTranslations(), c.now
 	}
 	c.now.to[t.opened] = t.sent.Dst
-	c.now.from[t.sent] = t.opened.Dst.Addr()
+	c.now.from[t.sent] = t.opened
 	c.count.Store(int64(len(c.now.to) + len(c.old.to)))
 }
 

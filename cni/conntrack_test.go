@@ -105,8 +105,8 @@ func TestConnectionToAServiceSaysWhereItIsSent(t *testing.T) {
 		})
 		sent := k
 		sent.Dst = want
-		if got, ok := c.openedTo(sent); !ok || got != k.Dst.Addr() {
-			t.Errorf("%s: opened to %s, known %v, want %s", sent, got, ok, k.Dst.Addr())
+		if got, ok := c.openedAs(sent); !ok || got != k {
+			t.Errorf("%s: opened as %s, known %v, want %s", sent, got, ok, k)
 		}
 	}
 	check(early)

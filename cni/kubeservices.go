@@ -28,6 +28,7 @@ type backend struct {
 type kubeService struct {
 	who   *flows.Entity
 	addrs []netip.Addr
+	ports []backend // on every node, without an address
 }
 
 type kubeSlice struct {
@@ -44,7 +45,7 @@ const maxBackends = 8192
 func stripService(s *corev1.Service) *corev1.Service {
 	return &corev1.Service{
 		ObjectMeta: created(bareMeta(&s.ObjectMeta, false), &s.ObjectMeta),
-		Spec:       corev1.ServiceSpec{ClusterIPs: s.Spec.ClusterIPs, ExternalIPs: s.Spec.ExternalIPs},
+		Spec:       corev1.ServiceSpec{ClusterIPs: s.Spec.ClusterIPs, ExternalIPs: s.Spec.ExternalIPs, Ports: s.Spec.Ports},
 		Status:     corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: s.Status.LoadBalancer.Ingress}},
 	}
 }
@@ -79,11 +80,20 @@ func (k *kubernetes) keepService(from *corev1.Service) {
 			addrs = append(addrs, a.Unmap())
 		}
 	}
+	var ports []backend
+	for i := range from.Spec.Ports {
+		if p := &from.Spec.Ports[i]; p.NodePort != 0 && len(ports) < maxBackends {
+			ports = append(ports, backend{port: uint16(p.NodePort), proto: protocolOf(&p.Protocol)})
+		}
+	}
 	was := k.services[id]
-	if was != nil && slices.Equal(was.addrs, addrs) {
+	if was != nil && slices.Equal(was.addrs, addrs) && slices.Equal(was.ports, ports) {
 		return
 	}
-	s := &kubeService{addrs: addrs}
+	if len(ports) > 0 || was != nil && len(was.ports) > 0 {
+		k.changeBackends()
+	}
+	s := &kubeService{addrs: addrs, ports: ports}
 	if was != nil {
 		s.who = was.who
 	} else {
@@ -102,6 +112,9 @@ func (k *kubernetes) dropService(_ string, n podName) {
 	defer k.mu.Unlock()
 	id := n.namespace + "/" + n.name
 	k.resolver.hold(owner{ownerService, id}, time.Now().UnixNano(), nil)
+	if s := k.services[id]; s != nil && len(s.ports) > 0 {
+		k.changeBackends()
+	}
 	delete(k.services, id)
 }
 
@@ -132,7 +145,7 @@ func (k *kubernetes) keepSlice(from *discoveryv1.EndpointSlice) {
 
 func protocolOf(p *corev1.Protocol) uint8 {
 	switch {
-	case p == nil || *p == corev1.ProtocolTCP:
+	case p == nil || *p == "" || *p == corev1.ProtocolTCP:
 		return flows.ProtoTCP
 	case *p == corev1.ProtocolUDP:
 		return flows.ProtoUDP
@@ -171,6 +184,11 @@ func (k *kubernetes) makeBackends(ctx context.Context) {
 				}
 			}
 		}
+		for _, s := range k.services {
+			for _, p := range s.ports { // no two Services have the same
+				all[p] = []*flowsService{{s.who.Namespace, s.who.Service}}
+			}
+		}
 		k.mu.Unlock()
 		k.backends.Store(&all)
 		if !pause(ctx, backendsEvery) {
@@ -182,7 +200,8 @@ func (k *kubernetes) makeBackends(ctx context.Context) {
 func (k *kubernetes) backendsNow() map[backend][]*flowsService { return *k.backends.Load() }
 
 // serviceOf is the Service that a backend belongs to; nil: to none, or to several,
-// so that only the address that was asked for tells.
+// so that only the address that was asked for tells. Without an address: the Service
+// that has that port of every node.
 func (k *kubernetes) serviceOf(b backend) *flowsService {
 	if all := k.backendsNow()[b]; len(all) == 1 {
 		return all[0]
