@@ -330,12 +330,12 @@ func (c *cluster) everyPath(t *testing.T, clients, servers []kubeEnd, vip, nodeP
 		if len(views) < sent {
 			return fmt.Errorf("%d connections, want %d: %v", len(views), sent, views)
 		}
-		return joined(views, vip, port(nodePort), ends)
+		return joined(views, vip, port(nodePort))
 	})
 }
 
 // joined is that what was opened to a Service was seen at its backend too, as the same.
-func joined(views map[string]map[string]bool, vip string, nodePort int, ends map[string]kubeEnd) error {
+func joined(views map[string]map[string]bool, vip string, nodePort int) error {
 	toService := map[string]int{}
 	for id, seen := range views {
 		pods, before := map[string]bool{}, ""
