@@ -186,6 +186,7 @@ func topRowToWire(r *flows.TopRow) *api.TopRow {
 		SourceAddress: addrBytes(nil, r.Key.Src.Addr()), DestinationAddress: addrBytes(nil, r.Key.Dst.Addr()),
 		SourcePort: uint32(r.Key.Src.Port()), DestinationPort: uint32(r.Key.Dst.Port()), Protocol: uint32(r.Key.Proto),
 		Interface: []byte(r.Device.Interface), NetnsName: []byte(r.Device.Netns), Reason: []byte(r.Reason), Class: []byte(r.Class),
+		Namespace: []byte(r.Namespace), Kind: []byte(r.Kind), Name: []byte(r.Name),
 		Packets: r.Packets, Bytes: r.Bytes, ReversePackets: r.ReversePackets, ReverseBytes: r.ReverseBytes,
 		Flows: r.Flows, Drops: r.Drops, Retransmits: r.Retransmits,
 		RttCount: r.RTT.Count, RttSum: int64(r.RTT.Sum), RttMin: int64(r.RTT.Min), RttMax: int64(r.RTT.Max),
@@ -203,6 +204,7 @@ func topRowFromWire(m *api.TopRow) flows.TopRow {
 			},
 			Device: flows.Hop{Interface: string(m.GetInterface()), Netns: string(m.GetNetnsName())},
 			Reason: string(m.GetReason()), Class: flows.DropClass(m.GetClass()),
+			Namespace: string(m.GetNamespace()), Kind: string(m.GetKind()), Name: string(m.GetName()),
 		},
 		Traffic: flows.Traffic{
 			Packets: m.GetPackets(), Bytes: m.GetBytes(), ReversePackets: m.GetReversePackets(), ReverseBytes: m.GetReverseBytes(),

@@ -24,12 +24,16 @@ const (
 	ByEndpoint  TopBy = "endpoint"    // address: what it sent and received
 	ByServer    TopBy = "server"      // address and port that conversations are opened to
 	ByPort      TopBy = "port"        // destination port
+	ByPod       TopBy = "pod"         // what it sent and received; ends that are in none have no row
+	ByWorkload  TopBy = "workload"    // the same
+	ByService   TopBy = "service"     // what was sent to it and came back
+	ByNode      TopBy = "node"        // what its ends sent and received
 	ByInterface TopBy = "interface"   // device: what it received and transmitted, flows or not
 	ByReason    TopBy = "drop-reason" // what the kernel drops packets for
 )
 
 // TopBys are all rankings, in the order of help.
-var TopBys = []TopBy{ByFlow, ByEndpoint, ByServer, ByPort, ByInterface, ByReason}
+var TopBys = []TopBy{ByFlow, ByEndpoint, ByServer, ByPort, ByPod, ByWorkload, ByService, ByNode, ByInterface, ByReason}
 
 // TopOrder is the figure that a ranking is by.
 type TopOrder string
@@ -73,6 +77,8 @@ type TopKey struct {
 	Device Hop
 	Reason string
 	Class  DropClass
+
+	Namespace, Kind, Name string // of a pod, workload, Service or node, as far as each has them
 }
 
 // Traffic is the figures of a row over [Ranking.Start] to End.
@@ -141,12 +147,13 @@ type Top struct {
 	match *Filter
 	now   Ranking
 	rows  map[TopKey]*Traffic // at most maxTopRows
+	who   topWho
 }
 
 // NewTop ranks by what by says the conversations that match lets pass; nil: all.
 // Devices are filtered by nothing.
 func NewTop(by TopBy, match *Filter) *Top {
-	return &Top{by: by, match: match, rows: map[TopKey]*Traffic{}}
+	return &Top{by: by, match: match, rows: map[TopKey]*Traffic{}, who: topWho{map[topView]netip.AddrPort{}, map[topEnd]TopKey{}}}
 }
 
 // Add adds a.
@@ -182,6 +189,10 @@ func (x *Top) live(l *Live) {
 		t.Retransmits = l.TCP.Source.Retransmits + l.TCP.Destination.Retransmits
 		t.RTT = l.TCP.Destination.RTT
 	}
+	if x.by.named() {
+		x.named(l, t)
+		return
+	}
 	x.now.Total.add(t)
 	if x.by == ByEndpoint {
 		x.row(x.key(l.Scope, l.Key.Reverse()), t.reverse())
@@ -210,6 +221,12 @@ func (x *Top) key(scope Scope, k Key) TopKey {
 func (x *Top) dropKey(d *DropSample) (TopKey, bool) {
 	for _, k := range []Key{d.Key, d.Key.Reverse()} {
 		for _, scope := range []Scope{{Netns: d.Domain}, {Netns: d.At.Netns}} {
+			if x.by.named() {
+				if key, ok := x.who.rows[topEnd{scope, k}]; ok {
+					return key, true
+				}
+				continue
+			}
 			key := x.key(scope, k)
 			if _, ok := x.rows[key]; ok {
 				return key, true
@@ -294,6 +311,8 @@ func (x *Top) Take(order TopOrder, most int) Ranking {
 	r.Rows = slices.Clone(r.Rows[:min(most, len(r.Rows))])
 	x.now = Ranking{Start: r.End}
 	clear(x.rows)
+	clear(x.who.views)
+	clear(x.who.rows)
 	return r
 }
 
@@ -301,6 +320,6 @@ func (x *Top) Take(order TopOrder, most int) Ranking {
 func (k TopKey) compare(o TopKey) int {
 	return cmp.Or(k.Key.Src.Compare(o.Key.Src), k.Key.Dst.Compare(o.Key.Dst), cmp.Compare(k.Key.Proto, o.Key.Proto),
 		cmp.Compare(k.Device.Interface, o.Device.Interface), cmp.Compare(k.Device.Netns, o.Device.Netns),
-		cmp.Compare(k.Reason, o.Reason), cmp.Compare(k.Scope.Netns, o.Scope.Netns),
+		cmp.Compare(k.Reason, o.Reason), cmp.Compare(k.Namespace, o.Namespace), cmp.Compare(k.Name, o.Name), cmp.Compare(k.Kind, o.Kind), cmp.Compare(k.Scope.Netns, o.Scope.Netns),
 		cmp.Compare(k.Scope.VLAN.Outer, o.Scope.VLAN.Outer), cmp.Compare(k.Scope.VLAN.Inner, o.Scope.VLAN.Inner))
 }

@@ -206,7 +206,7 @@ func TestTopTakesTheLargestAndCountsTheRest(t *testing.T) {
 func TestParseTopSaysWhatThereIs(t *testing.T) {
 	for _, c := range []struct{ by, order, want string }{
 		{"", "", "flow bytes"}, {"drop-reason", "", "drop-reason drops"}, {"server", "flows", "server flows"},
-		{"pods", "", `by "pods": want flow, endpoint, server, port, interface or drop-reason`},
+		{"pods", "", `by "pods": want flow, endpoint, server, port, pod, workload, service, node, interface or drop-reason`},
 		{"", "size", `order "size": want bytes, packets, flows, drops, retransmits or rtt`},
 	} {
 		by, order, err := ParseTop(c.by, c.order)

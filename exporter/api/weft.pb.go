@@ -2583,6 +2583,9 @@ type TopRow struct {
 	RttSum             int64                  `protobuf:"varint,21,opt,name=rtt_sum,json=rttSum,proto3" json:"rtt_sum,omitempty"`
 	RttMin             int64                  `protobuf:"varint,22,opt,name=rtt_min,json=rttMin,proto3" json:"rtt_min,omitempty"`
 	RttMax             int64                  `protobuf:"varint,23,opt,name=rtt_max,json=rttMax,proto3" json:"rtt_max,omitempty"`
+	Namespace          []byte                 `protobuf:"bytes,24,opt,name=namespace,proto3" json:"namespace,omitempty"` // of a pod, workload or Service
+	Kind               []byte                 `protobuf:"bytes,25,opt,name=kind,proto3" json:"kind,omitempty"`           // of a workload
+	Name               []byte                 `protobuf:"bytes,26,opt,name=name,proto3" json:"name,omitempty"`           // of a pod, workload, Service or node
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -2776,6 +2779,27 @@ func (x *TopRow) GetRttMax() int64 {
 		return x.RttMax
 	}
 	return 0
+}
+
+func (x *TopRow) GetNamespace() []byte {
+	if x != nil {
+		return x.Namespace
+	}
+	return nil
+}
+
+func (x *TopRow) GetKind() []byte {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *TopRow) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
 }
 
 type StatusRequest struct {
@@ -4424,7 +4448,7 @@ const file_weft_proto_rawDesc = "" +
 	"\x04rows\x18\x03 \x03(\v2\x13.weft.api.v1.TopRowR\x04rows\x12\x0e\n" +
 	"\x02of\x18\x04 \x01(\x04R\x02of\x12)\n" +
 	"\x05total\x18\x05 \x01(\v2\x13.weft.api.v1.TopRowR\x05total\x12\x12\n" +
-	"\x04over\x18\x06 \x01(\x04R\x04over\"\xb0\x05\n" +
+	"\x04over\x18\x06 \x01(\x04R\x04over\"\xf6\x05\n" +
 	"\x06TopRow\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\x04R\x05netns\x12\x12\n" +
 	"\x04vlan\x18\x02 \x01(\rR\x04vlan\x12\x1d\n" +
@@ -4452,7 +4476,10 @@ const file_weft_proto_rawDesc = "" +
 	"\trtt_count\x18\x14 \x01(\x04R\brttCount\x12\x17\n" +
 	"\artt_sum\x18\x15 \x01(\x03R\x06rttSum\x12\x17\n" +
 	"\artt_min\x18\x16 \x01(\x03R\x06rttMin\x12\x17\n" +
-	"\artt_max\x18\x17 \x01(\x03R\x06rttMax\"\x0f\n" +
+	"\artt_max\x18\x17 \x01(\x03R\x06rttMax\x12\x1c\n" +
+	"\tnamespace\x18\x18 \x01(\fR\tnamespace\x12\x12\n" +
+	"\x04kind\x18\x19 \x01(\fR\x04kind\x12\x12\n" +
+	"\x04name\x18\x1a \x01(\fR\x04name\"\x0f\n" +
 	"\rStatusRequest\"\xeb\x04\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +

@@ -26,8 +26,8 @@ func newTop(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "A live ranking of who sends, loses and waits most",
-		Long: `Rank what happens now: conversations, endpoints, servers, ports, devices, or what
-the kernel drops packets for. On a terminal it is a screen (Tab: next ranking, s:
+		Long: `Rank what happens now: conversations, endpoints, servers, ports, pods, workloads,
+Services, nodes, devices, or what the kernel drops packets for. On a terminal it is a screen (Tab: next ranking, s:
 next order, p: hold, q: quit), else a table for each interval.
 
 Figures are rates over the interval. OUT is from the source, sent by the endpoint,
@@ -35,6 +35,7 @@ received by the device; IN is the other direction. FLOWS are conversations begun
 Drops need dataplane.drops: on. A column shows when it has something to say.`,
 		Example: `  flowctl top
   flowctl top --by server --sort flows
+  flowctl top --by workload --namespace shop
   flowctl top --by drop-reason
   flowctl top --once --rows 5 --port 443
   flowctl top --by interface -o jsonl | jq '.rows[0]'`,
@@ -74,9 +75,6 @@ func words[T ~string](all []T) string {
 type topBy struct{ q *exporter.TopQuery }
 
 func (b topBy) Set(s string) error {
-	if s == "pod" || s == "service" {
-		return errors.New("this version does not resolve who is behind an address; want " + words(flows.TopBys))
-	}
 	by, _, err := flows.ParseTop(s, "")
 	if err != nil || s == "" {
 		return errors.New("want " + words(flows.TopBys))
@@ -235,6 +233,14 @@ func topHead(by flows.TopBy) []string {
 		return []string{"PROTO", "SERVER"}
 	case flows.ByPort:
 		return []string{"PROTO", "PORT"}
+	case flows.ByPod:
+		return []string{"NAMESPACE", "POD"}
+	case flows.ByWorkload:
+		return []string{"NAMESPACE", "KIND", "WORKLOAD"}
+	case flows.ByService:
+		return []string{"NAMESPACE", "SERVICE"}
+	case flows.ByNode:
+		return []string{"NODE"}
 	case flows.ByInterface:
 		return []string{"INTERFACE"}
 	case flows.ByReason:
@@ -252,6 +258,12 @@ func topName(k *flows.TopKey, by flows.TopBy) []string {
 		return []string{proto, topEnd(k.Key, k.Key.Dst)}
 	case flows.ByPort:
 		return []string{proto, topPort(k.Key)}
+	case flows.ByPod, flows.ByService:
+		return []string{k.Namespace, k.Name}
+	case flows.ByWorkload:
+		return []string{k.Namespace, k.Kind, k.Name}
+	case flows.ByNode:
+		return []string{k.Name}
 	case flows.ByInterface:
 		return []string{deviceName(k.Device)}
 	case flows.ByReason:
@@ -366,6 +378,12 @@ func topAttributes(k *flows.TopKey, by flows.TopBy) map[string]any {
 	switch by {
 	case flows.ByEndpoint:
 		end("source", k.Key.Src)
+	case flows.ByPod, flows.ByService:
+		m["k8s.namespace.name"], m["k8s."+string(by)+".name"] = k.Namespace, k.Name
+	case flows.ByWorkload:
+		m["k8s.namespace.name"], m["weft.workload.kind"], m["weft.workload.name"] = k.Namespace, k.Kind, k.Name
+	case flows.ByNode:
+		m["k8s.node.name"] = k.Name
 	case flows.ByInterface:
 		m["network.interface.name"] = k.Device.Interface
 		if k.Device.Netns != "" {

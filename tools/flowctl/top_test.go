@@ -41,6 +41,8 @@ func busyAgent(t *testing.T) string {
 			slow := record(2, flows.ProtoTCP, 80)
 			slow.TCP = &flows.TCPRecord{Destination: flows.TCPHealth{Retransmits: 5, RTT: flows.RTT{Count: 2, Sum: 61 * time.Millisecond}}}
 			slow.ReverseBytes = 10
+			slow.Source = &flows.Entity{Pod: "client-1", Namespace: "shop", Workload: "client", WorkloadKind: "daemonset", Node: "n1"}
+			slow.Destination = &flows.Entity{Pod: "web-1", Namespace: "shop", Workload: "web", WorkloadKind: "deployment", Service: "front", Node: "n2"}
 			a.Live = []flows.Live{{Record: record(1, flows.ProtoTCP, 443), New: true}, {Record: slow}}
 			a.Drops = []flows.DropSample{{Key: slow.Key, At: flows.Point{Netns: 1}, Reason: "NO_SOCKET", Class: flows.DropLoss, Packets: 3, Bytes: 300}}
 			store.Live.Offer(&a)
@@ -76,6 +78,21 @@ NO_SOCKET  loss       3.0
 tcp    443      1.0k       10    123k     8.0      1.0
 `,
 		"--by interface": "nothing\n",
+		"--by pod --to-workload deployment/web": `NAMESPACE  POD       OUT-B/S  OUT-P/S  IN-B/S  IN-P/S  DROPS/S  RETRANS/S     RTT
+shop       client-1     1.0k       10      10     8.0      3.0        5.0       -
+shop       web-1          10      8.0    1.0k      10        0        5.0  30.5ms
+`,
+		"--by workload": `NAMESPACE  KIND        WORKLOAD  OUT-B/S  OUT-P/S  IN-B/S  IN-P/S  FLOWS/S  DROPS/S  RETRANS/S     RTT
+shop       daemonset   client       1.0k       10      10     8.0        0      3.0        5.0       -
+shop       deployment  web            10      8.0    1.0k      10        0        0        5.0  30.5ms
+`,
+		"--by service --service shop/front": `NAMESPACE  SERVICE  OUT-B/S  OUT-P/S  IN-B/S  IN-P/S  DROPS/S  RETRANS/S     RTT
+shop       front       1.0k       10      10     8.0      3.0        5.0  30.5ms
+`,
+		"--by node": `NODE  OUT-B/S  OUT-P/S  IN-B/S  IN-P/S  FLOWS/S  DROPS/S  RETRANS/S     RTT
+n1       1.0k       10      10     8.0        0      3.0        5.0       -
+n2         10      8.0    1.0k      10        0        0        5.0  30.5ms
+`,
 	} {
 		out, complaint, code := ctl(t, server, append([]string{"top", "--once", "--interval", "1s"}, strings.Fields(args)...)...)
 		title, table, _ := strings.Cut(out, "\n")
@@ -110,7 +127,7 @@ func TestTopAsJSONHasTheAttributesOfOTLP(t *testing.T) {
 
 func TestTopFlagsSayWhatThereIs(t *testing.T) {
 	for args, want := range map[string]string{
-		"--by pod": "does not resolve who is behind an address", "--by colour": `--by "colour": want flow, endpoint`,
+		"--by pods": "want flow, endpoint", "--by colour": `--by "colour": want flow, endpoint`,
 		"--sort size": `--sort "size": want bytes, packets`, "--rows many": `--rows "many": want a whole number`,
 		"--interval 2": `--interval "2": want a time`, "--port x": `--port "x": want a port number`,
 	} {
