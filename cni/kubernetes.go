@@ -31,8 +31,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// maxKube bounds the objects of one kind that are kept: what comes beyond is counted
-// and has no name.
+// maxKube bounds the objects of one kind that are kept: what comes beyond has no name,
+// and the status says that there is such.
 const maxKube = 200_000
 
 // kubernetes follows what an API server says of pods, Services and nodes, with get,
@@ -63,6 +63,7 @@ type kubernetes struct {
 type kubeKind struct {
 	health
 	count atomic.Int64
+	full  atomic.Bool // there are more than maxKube
 }
 
 // kubeConfig is how to reach the API server; errAbsent: nothing says so.
@@ -258,7 +259,8 @@ func (s *kubeStore[T]) Add(o any) error {
 	}
 	uid := strings.Clone(string(t.GetUID()))
 	if _, there := s.known[uid]; !there && len(s.known) >= maxKube {
-		return nil // the status tells how many are known
+		s.kind.full.Store(true)
+		return nil
 	}
 	t = s.strip(t)
 	s.keep(t)
@@ -292,6 +294,7 @@ func (s *kubeStore[T]) forget(uid string) {
 // since when nobody knows.
 func (s *kubeStore[T]) Replace(all []any, _ string) error {
 	there := make(map[string]bool, len(all))
+	s.kind.full.Store(false)
 	var errs []error
 	for _, o := range all {
 		if t, ok := o.(T); ok {
@@ -330,7 +333,11 @@ func (k *kubernetes) statuses() []SourceStatus {
 	}
 	var all []SourceStatus
 	for _, kind := range kinds {
-		all = append(all, kind.status(int(kind.count.Load())))
+		s := kind.status(int(kind.count.Load()))
+		if s.Err == "" && kind.full.Load() {
+			s.Err = fmt.Sprintf("there are more than %d: the rest has no names", maxKube)
+		}
+		all = append(all, s)
 	}
 	return append(all, k.nat.status(int(k.nat.count.Load())))
 }

@@ -161,12 +161,12 @@ func TestScreenObeysItsKeys(t *testing.T) {
 			t.Errorf("got a line of %d columns, want 60 at most: %s", len([]rune(l)), l)
 		}
 	}
-	for range 5 {
+	for range len(flows.TopBys) - 1 {
 		m.Update(press("", tea.KeyTab))
 	}
 	m.Update(press("", tea.KeyTab)) // around
 	m.Update(press("s", 's'))
-	want := "flow bytes, endpoint bytes, server bytes, port bytes, interface bytes, drop-reason drops, flow bytes, flow packets"
+	want := "flow bytes, endpoint bytes, server bytes, port bytes, pod bytes, workload bytes, service bytes, node bytes, interface bytes, drop-reason drops, flow bytes, flow packets"
 	if got := strings.Join(asked, ", "); got != want {
 		t.Errorf("asked for %s, want %s", got, want)
 	}
