@@ -44,7 +44,7 @@ test: ## every test that needs no other kernel; one package at a time, since the
 test-receivers: ## the export against a real OpenTelemetry receiver (a module of its own)
 	cd exporter/receivertest && $(GO) test -count=1 ./...
 
-test-runtimes: ## topology and names against real gVisor and containerd (WEFT_TESTBED=the folder with their programs; needs runc)
+test-runtimes: ## topology and names against real gVisor, containerd and Podman (WEFT_TESTBED=the folder with their programs; needs runc and podman)
 	@test -n "$(WEFT_TESTBED)" || { echo 'set WEFT_TESTBED to the folder that the testbed was unpacked into' >&2; exit 2; }
 	$(GO) test -count=1 $(EXEC) ./cni
 

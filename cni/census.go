@@ -3,6 +3,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
@@ -29,6 +30,8 @@ type CensusOptions struct {
 	Runtimes   []string // sockets; nil: DefaultRuntimes
 	Results    string   // of libcni; empty: DefaultResults
 	Leases     string   // of host-local; empty: DefaultLeases
+	Docker     string   // folder with Docker's containers; empty: DefaultDocker
+	Podman     string   // folder of Podman's storage; empty: DefaultPodman
 
 	Processes  bool   // look for the owners of sockets that the kernel has not named
 	Kubernetes bool   // follow the API server, where something says how to reach one
@@ -46,6 +49,7 @@ type Census struct {
 	kube      *kubernetes // nil: not to be followed
 	sockets   *sockets    // nil: not to be asked for
 	files     cniFiles
+	disk      *onDisk
 	changed   chan struct{}
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
@@ -98,6 +102,7 @@ func OpenCensus(topology func() *Topology, opts CensusOptions) *Census {
 	c := &Census{
 		opts: opts, log: opts.Log, topology: topology, resolver: NewResolver(), changed: make(chan struct{}, 1), cancel: cancel,
 		files:    cniFiles{results: opts.Results, leases: opts.Leases, health: health{name: "cni " + opts.Results}},
+		disk:     newOnDisk(cmp.Or(opts.Docker, DefaultDocker), cmp.Or(opts.Podman, DefaultPodman)),
 		attached: map[string][]*attachment{}, spaces: map[uint64]*resident{}, asked: map[string]time.Time{},
 	}
 	if opts.Containers {
@@ -138,7 +143,7 @@ func (c *Census) Status() []SourceStatus {
 		all = append(all, s.status(len(*s.known.Load())))
 	}
 	if c.opts.Containers {
-		all = append(all, c.files.status(int(c.files.count.Load())))
+		all = append(all, c.files.status(int(c.files.count.Load())), c.disk.status(len(*c.disk.known.Load())))
 	}
 	if c.sockets != nil {
 		all = append(all, c.sockets.status())
@@ -183,8 +188,9 @@ func (c *Census) run(ctx context.Context) {
 	}
 }
 
-// readFiles reads what CNI left; false: it is as it was.
+// readFiles reads what CNI, Docker and Podman wrote down; false: it is as it was.
 func (c *Census) readFiles() bool {
+	named := c.disk.list(c.log)
 	all, err := c.files.list()
 	c.files.say(c.log, err)
 	c.files.count.Store(int64(len(all)))
@@ -193,7 +199,7 @@ func (c *Census) readFiles() bool {
 		by[a.ContainerID] = append(by[a.ContainerID], a)
 	}
 	if maps.EqualFunc(by, c.attached, func(a, b []*attachment) bool { return sameAttachments(a, b) }) {
-		return false
+		return named
 	}
 	c.attached = by
 	return true
@@ -353,5 +359,5 @@ func (c *Census) named(id string) *contained {
 			return n
 		}
 	}
-	return nil
+	return c.disk.find(id)
 }
