@@ -400,7 +400,7 @@ func TestStandingConnectionThatTimesOutSaysSo(t *testing.T) {
 	}
 	a.passed()
 	s := a.in(p.client, sockPort(port))
-	if s.Errno != uint16(unix.ETIMEDOUT) || s.Failed || s.Failure() != flows.FailNone {
+	if s.Errno != uint16(unix.ETIMEDOUT) || s.Failed || s.Failure() != flows.FailTimedOut {
 		t.Errorf("got %+v, want ETIMEDOUT of a connection that stood", s.SocketFigures)
 	}
 	a.wantRetransmits(p.client, before)

@@ -173,7 +173,7 @@ func TestFilterErrorsNameTheTermAndTheMend(t *testing.T) {
 		{"to-retransmits=x", []string{`filter to-retransmits "x"`}},
 		{"rtt-over=50", []string{`filter rtt-over "50"`, "50ms"}},
 		{"rtt-over=-1s", []string{`filter rtt-over "-1s"`}},
-		{"failed=sad", []string{`filter failed "sad"`, "any", "refused, unanswered, half_open", "unreachable"}},
+		{"failed=sad", []string{`filter failed "sad"`, "any", "refused, unanswered, half_open", "unreachable", "timed_out"}},
 		{"failed=", []string{`filter failed ""`}},
 		{"from-failed=any", []string{`filter "from-failed"`}},
 		{"dropped=-1", []string{`filter dropped "-1"`}},

@@ -62,12 +62,16 @@ const (
 	errnoOpNotSupport = 95 // ICMP: source route failed
 )
 
-// Failure is what Errno and Failed mean. A connection that stood and timed out has
-// no word, only its number.
+// Failure is what Errno and Failed mean.
 func (f SocketFigures) Failure() Failure {
 	if !f.Failed {
-		if f.Errno == errnoConnReset || f.Errno == errnoPipe {
+		switch f.Errno {
+		case errnoConnReset, errnoPipe:
 			return FailReset
+		case errnoTimedOut:
+			return FailTimedOut
+		case errnoNetDown, errnoNetUnreach, errnoHostDown, errnoHostUnreach:
+			return FailUnreachable
 		}
 		return FailNone
 	}

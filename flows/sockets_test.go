@@ -142,7 +142,7 @@ func TestSocketErrorsHaveOneWord(t *testing.T) {
 		want   Failure
 	}{
 		{111, true, FailRefused}, {110, true, FailUnanswered}, {0, true, FailUnanswered}, {113, true, FailUnreachable},
-		{101, true, FailUnreachable}, {104, false, FailReset}, {32, false, FailReset}, {110, false, FailNone}, {0, false, FailNone},
+		{101, true, FailUnreachable}, {104, false, FailReset}, {32, false, FailReset}, {110, false, FailTimedOut}, {113, false, FailUnreachable}, {0, false, FailNone},
 	} {
 		if got := (SocketFigures{Errno: c.errno, Failed: c.failed}).Failure(); got != c.want {
 			t.Errorf("errno %d, failed %v: got %q, want %q", c.errno, c.failed, got, c.want)

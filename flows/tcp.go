@@ -100,7 +100,7 @@ type TCPRecord struct {
 // applies.
 type Failure uint8
 
-// The failures. All but FailReset need the SYN to have been seen.
+// The failures. Packets tell those up to FailReset, which alone needs no SYN seen.
 const (
 	FailNone        Failure = iota
 	FailRefused             // the destination answered SYN with RST
@@ -108,10 +108,11 @@ const (
 	FailHalfOpen            // SYN-ACK came back, and the source never acknowledged it
 	FailAborted             // SYN-ACK came back, and the source answered with RST
 	FailReset               // RST after data had flowed or the connection stood
-	FailUnreachable         // SYN, and ICMP said that it cannot be delivered
+	FailUnreachable         // what was sent could not be delivered, as ICMP or the routes said; sockets only
+	FailTimedOut            // it stood, and the other end fell silent; sockets only
 )
 
-var failureNames = [...]string{"", "refused", "unanswered", "half_open", "aborted", "reset", "unreachable"}
+var failureNames = [...]string{"", "refused", "unanswered", "half_open", "aborted", "reset", "unreachable", "timed_out"}
 
 // String is the name exported as weft.tcp.failure; empty: none.
 func (f Failure) String() string {
