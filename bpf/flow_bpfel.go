@@ -191,10 +191,15 @@ type FlowTcpConv struct {
 	Isn    [2]uint32
 	Gap    [2]uint32
 	GapEnd [2]uint32
-	GapNs  [2]uint64
-	ZeroNs [2]uint64
+	GapAt  [2]uint32
+	ZeroAt [2]uint32
+	Limit  [2]uint32
+	Held   uint32
+	HeldAt uint32
 	GapId  [2]uint16
-	Opener uint32
+	Opener uint8
+	Holder uint8
+	Pad    uint16
 }
 
 type FlowTcpLine struct {

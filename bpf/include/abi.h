@@ -136,6 +136,8 @@ enum weft_tcp_state {
 	WEFT_TCP_ZERO = 4,    /* the window is closed */
 	WEFT_TCP_GAP = 8,     /* next jumped: what is between gap and gap_end is missing */
 	WEFT_TCP_EGRESS = 16, /* its packets are read at egress; else at ingress */
+	WEFT_TCP_LATER = 32,  /* it sent more in a later tick than its probe's, from limit on */
+	WEFT_TCP_DONE = 64,   /* it sent FIN or RST */
 };
 
 /* What one end of a connection sent. */
@@ -163,10 +165,15 @@ struct tcp_conv {
 	__u32 isn[2];
 	__u32 gap[2];
 	__u32 gap_end[2];
-	__u64 gap_ns[2];
-	__u64 zero_ns[2]; /* since when the window is closed */
+	__u32 gap_at[2];  /* when, in 1024 ns */
+	__u32 zero_at[2]; /* since when the window is closed, in 2^20 ns */
+	__u32 limit[2];	  /* an acknowledgement past this ends the probe without a time */
+	__u32 held;	  /* initial number of a SYN that came while the connection stood */
+	__u32 held_at;	  /* when, in 32 ns; 0: sent again since */
 	__u16 gap_id[2];  /* IPv4 id of what came after the gap */
-	__u32 opener;	  /* 1 + the side that sent the SYN; 0: not known */
+	__u8 opener;	  /* 1 + the side that sent the SYN; 0: not known */
+	__u8 holder;	  /* 1 + the side that sent the held SYN, WEFT_TCP_EGRESS; 0: none */
+	__u16 pad;
 };
 _Static_assert(sizeof(struct tcp_conv) == 128, "tcp_conv layout");
 

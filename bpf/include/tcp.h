@@ -10,6 +10,8 @@
  * acknowledgement of it ends the probe. A segment sent twice ends it without a time
  * (Karn), and a side arms at most one probe a tick, so that chatter does not read
  * the clock all the time. The SYN and SYN-ACK are probes as well: the handshake.
+ * An acknowledgement of what was sent in a later tick too says nothing: the one of the
+ * probe alone may have taken another way.
  */
 #ifndef WEFT_TCP_H
 #define WEFT_TCP_H
@@ -18,10 +20,12 @@
 #include "slots.h"
 
 #define REORDER_NS  3000000ULL /* what comes later was sent again, if the round trip is not known */
+#define PLAIN	    (WEFT_TCP_SYN | WEFT_TCP_LATER | WEFT_TCP_DONE) /* states of plain segments */
 #define MAX_PAYLOAD (1U << 24) /* more: the header says that it is longer than the packet */
 #define LEAST_NS    1000000ULL /* sooner may be a CPU that was late */
 #define ID_NEAR	    1024       /* ids further apart do not count up */
 #define STALE_NS    (1ULL << 37) /* a probe this old says nothing */
+#define MAX_JUMP    (1 << 30)	 /* the largest window there is */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -156,9 +160,102 @@ static __always_inline __u8 hook_of(const struct packet *p)
 static __always_inline void arm(struct tcp_side *me, __u32 probe)
 {
 	me->probe = probe;
+	me->state &= ~WEFT_TCP_LATER;
 	me->tick = bpf_jiffies64();
 	/* last: who sees the time sees the rest */
 	__sync_lock_test_and_set(&me->probe_ns, bpf_ktime_get_ns());
+}
+
+/* The side goes on to send while its probe waits. */
+static __always_inline void sent_on(struct tcp_conv *c, struct tcp_side *me, __u32 dir)
+{
+	if (!me->probe_ns || me->state & WEFT_TCP_LATER || me->tick == (__u8)bpf_jiffies64())
+		return;
+	c->limit[dir] = me->next;
+	me->state |= WEFT_TCP_LATER;
+}
+
+/* The side sent or acknowledged more than a SYN. */
+static __always_inline int begun(const struct tcp_side *s, __u32 isn)
+{
+	return s->state & WEFT_TCP_KNOWN && !(s->state & WEFT_TCP_SYN && s->next == isn + 1);
+}
+
+/* Does the connection stand, so that a SYN with its ports need not be of a new one? */
+static __always_inline int stands(const struct tcp_conv *c)
+{
+	const struct tcp_side *a = &c->side[0], *b = &c->side[1];
+
+	if ((a->state | b->state) & WEFT_TCP_DONE)
+		return 0;
+	return a->state & b->state & WEFT_TCP_KNOWN || begun(a, c->isn[0]) || begun(b, c->isn[1]);
+}
+
+static __always_inline void begin_anew(struct tcp_conv *c, __u32 opener)
+{
+	__builtin_memset(&c->side, 0, sizeof(c->side));
+	c->least[0] = c->least[1] = 0;
+	c->opener = 1 + opener;
+	c->holder = 0;
+}
+
+/* A SYN that came while another connection stood is kept apart until an answer shows
+ * that it was none of a stranger.
+ */
+static __always_inline int hold(const struct packet *p, struct tcp_conv *c)
+{
+	__u8 holder = 1 + (p->dir & 1) + hook_of(p);
+
+	if (c->holder && c->held == p->seq) {
+		if (c->holder != holder) /* the other hook of the same device */
+			return 0;
+		c->held_at = 0;
+		return 1;
+	}
+	c->held = p->seq;
+	c->held_at = bpf_ktime_get_ns() >> 5 | 1;
+	c->holder = holder;
+	return 0;
+}
+
+/* If p answers the held SYN, or is what its sender sends after such an answer, the line is
+ * the new connection's from here on.
+ */
+__noinline int tcp_renew(const struct packet *p, struct tcp_conv *c)
+{
+	__u32 opener, place, held_at, now = bpf_ktime_get_ns() >> 5;
+	struct tcp_line *line;
+	struct tcp_side *me;
+	struct link_place *l;
+
+	if (!p || !c)
+		return 0;
+	line = tcp_line_of(p->slot);
+	if (!line)
+		return 0;
+	opener = (c->holder - 1) & 1;
+	held_at = c->held_at;
+	if ((p->dir & 1) == opener) {
+		if (p->flags & (TCP_SYN | TCP_RST) || p->seq != c->held + 1 ||
+		    (c->holder & WEFT_TCP_EGRESS) != hook_of(p))
+			return 0;
+		held_at = 0;
+	} else if ((p->flags & (TCP_SYN | TCP_ACK)) != (TCP_SYN | TCP_ACK) ||
+		   p->ack - c->held - 1 > 0xffff) { /* with data: TCP Fast Open */
+		return 0;
+	}
+	me = &c->side[opener];
+	place = c->holder & WEFT_TCP_EGRESS;
+	begin_anew(c, opener);
+	line->handshake = 0;
+	me->state = WEFT_TCP_KNOWN | WEFT_TCP_SYN | place;
+	c->isn[opener] = c->held;
+	me->next = (p->dir & 1) == opener ? p->seq : p->ack;
+	place = p->point / WEFT_HOOKS;
+	l = bpf_map_lookup_elem(&places, &place);
+	if (l && held_at)
+		tcp_time(p, c, (__u64)(now - held_at) << 5, l->class, 1);
+	return 0;
 }
 
 /* A SYN or SYN-ACK; the number of times that it was sent before. */
@@ -175,9 +272,9 @@ static __always_inline int tcp_opening(const struct packet *p, struct tcp_conv *
 		/* unless the other side has only sent its SYN too: both open at once */
 		if (!(peer->state & WEFT_TCP_SYN && peer->next == c->isn[dir ^ 1] + 1 &&
 		      !(me->state & WEFT_TCP_KNOWN))) {
-			__builtin_memset(&c->side, 0, sizeof(c->side));
-			c->least[0] = c->least[1] = 0;
-			c->opener = 1 + dir;
+			if (stands(c))
+				return hold(p, c);
+			begin_anew(c, dir);
 		}
 	} else if (!c->opener) {
 		c->opener = 1 + (dir ^ 1);
@@ -205,7 +302,7 @@ static __always_inline int sent_before(const struct packet *p, const struct tcp_
 	 */
 	if (limit < LEAST_NS)
 		limit = LEAST_NS;
-	return bpf_ktime_get_ns() - c->gap_ns[dir] < limit;
+	return (__u64)((__u32)(bpf_ktime_get_ns() >> 10) - c->gap_at[dir]) << 10 < limit;
 }
 
 /* How many of p's packets lie in its first n bytes: a frame may have been put together of
@@ -223,11 +320,20 @@ static __always_inline void tcp_jump(const struct packet *p, struct tcp_conv *c,
 				     struct tcp_side *me, struct tcp_line *l, __u32 end)
 {
 	__u32 dir = p->dir & 1, filled = 0;
+	__s32 by = ahead(p->seq, me->next);
 
-	if (ahead(p->seq, me->next) > 0) {
+	/* no window is that large: numbers of another connection, or most did not pass here */
+	if (by > MAX_JUMP || by < -MAX_JUMP) {
+		me->state &= ~WEFT_TCP_GAP;
+		me->probe_ns = 0;
+		me->next = end;
+		return;
+	}
+	if (by > 0) {
+		sent_on(c, me, dir);
 		if (!(me->state & WEFT_TCP_GAP)) {
 			c->gap[dir] = me->next;
-			c->gap_ns[dir] = bpf_ktime_get_ns();
+			c->gap_at[dir] = bpf_ktime_get_ns() >> 10;
 			me->state |= WEFT_TCP_GAP;
 		}
 		c->gap_end[dir] = p->seq;
@@ -257,15 +363,16 @@ static __always_inline void tcp_jump(const struct packet *p, struct tcp_conv *c,
 static __always_inline void tcp_window(const struct packet *p, struct tcp_conv *c,
 				       struct tcp_side *me, struct tcp_line *l)
 {
-	__u32 dir = p->dir & 1;
+	__u32 dir = p->dir & 1, now;
 
 	if (!p->window && !(me->state & WEFT_TCP_ZERO)) {
 		me->state |= WEFT_TCP_ZERO;
-		c->zero_ns[dir] = bpf_ktime_get_ns();
+		c->zero_at[dir] = bpf_ktime_get_ns() >> 20;
 		l->zero_windows++;
 	} else if (p->window && me->state & WEFT_TCP_ZERO) {
 		me->state &= ~WEFT_TCP_ZERO;
-		l->zero_ms += (bpf_ktime_get_ns() - c->zero_ns[dir]) / 1000000;
+		now = (__u32)(bpf_ktime_get_ns() >> 20) - c->zero_at[dir];
+		l->zero_ms += ((__u64)now << 20) / 1000000;
 	}
 }
 
@@ -295,6 +402,8 @@ __noinline int tcp_rare(frame_t *ctx, const struct packet *p, struct tcp_conv *c
 	l = tcp_line_of(p->slot);
 	if (!l)
 		return 0;
+	if (unlikely(c->holder))
+		tcp_renew(p, c);
 	/* A packet may pass both hooks of a device: loopback, a router on one leg. A side
 	 * is read at the one where it was first seen, else it would repeat itself.
 	 */
@@ -302,18 +411,22 @@ __noinline int tcp_rare(frame_t *ctx, const struct packet *p, struct tcp_conv *c
 	    !(p->flags & TCP_SYN && c->isn[p->dir & 1] != p->seq))
 		return 0;
 	if (p->flags & TCP_RST) {
+		me->state |= WEFT_TCP_DONE;
 		me->probe_ns = peer->probe_ns = 0;
 		return 0;
 	}
 	if (p->flags & TCP_SYN) {
 		if (tcp_opening(p, c, me, peer))
 			l->retransmits += p->packets;
-		else
+		else if (!c->holder || !l->options)
 			read_options(ctx, p->l4 + sizeof(struct tcphdr), p->options, l);
-		me->window = p->window;
+		if (!c->holder)
+			me->window = p->window;
 		return 0;
 	}
 	end = p->seq + p->payload + (p->flags & TCP_FIN);
+	if (p->flags & TCP_FIN)
+		me->state |= WEFT_TCP_DONE;
 	/* what the receiver has is not missing: it did not pass here, or not as a segment */
 	if (me->state & WEFT_TCP_GAP && peer->state & WEFT_TCP_KNOWN &&
 	    ahead(peer->ack, c->gap_end[p->dir & 1]) >= 0)
@@ -327,6 +440,7 @@ __noinline int tcp_rare(frame_t *ctx, const struct packet *p, struct tcp_conv *c
 		    peer->state & WEFT_TCP_KNOWN && ahead(peer->next, p->ack) > 0)
 			l->dup_acks += p->packets;
 	} else if (p->seq == me->next) {
+		sent_on(c, me, p->dir & 1);
 		me->next = end;
 		if (!me->probe_ns && !(me->state & WEFT_TCP_GAP))
 			arm(me, end);
@@ -370,7 +484,7 @@ static __always_inline void watch_tcp(frame_t *ctx, struct packet *p, const stru
 {
 	__u64 a = hash_end(p, 0, p->words[4] & 0xffff),
 	      b = hash_end(p, 2, p->words[4] >> 16 & 0xffff);
-	__u64 h = a + b + place * 0xff51afd7ed558ccdULL;
+	__u64 h = a + b + ((__u64)p->vlan << 32 | place) * 0xff51afd7ed558ccdULL;
 	__u32 now = bpf_jiffies64(), tag, bucket, end;
 	struct tcp_pair *convs;
 	struct tcp_side *me, *peer;
@@ -406,9 +520,10 @@ static __always_inline void watch_tcp(frame_t *ctx, struct packet *p, const stru
 		__u64 ns = __sync_lock_test_and_set(&peer->probe_ns, 0);
 
 		/* claimed by this CPU, and still of this connection; behind a gap, what is missing
-		 * may have said so before
+		 * may have said so before, and so may another if this one says more
 		 */
 		if (ns == since && c->tag == tag && !(p->flags & TCP_RST) &&
+		    !(peer->state & WEFT_TCP_LATER && ahead(p->ack, c->limit[~p->dir & 1]) > 0) &&
 		    !(me->state & WEFT_TCP_KNOWN && ahead(p->seq, me->next) > 0)) {
 			ns = bpf_ktime_get_ns() - ns;
 			if (ns < STALE_NS)
@@ -419,10 +534,11 @@ static __always_inline void watch_tcp(frame_t *ctx, struct packet *p, const stru
 	}
 	end = p->seq + p->payload;
 	if (likely(!(p->flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
-		   (me->state & ~WEFT_TCP_SYN) == (WEFT_TCP_KNOWN | own) && p->window &&
+		   (me->state & ~PLAIN) == (WEFT_TCP_KNOWN | own) && p->window &&
 		   p->seq == me->next)) {
 		if (p->payload) {
-			if (likely(me->probe_ns || me->tick == (__u8)now)) {
+			if (likely(me->tick == (__u8)now ||
+				   (me->probe_ns && me->state & WEFT_TCP_LATER))) {
 				me->next = end;
 				me->ack = p->ack;
 				me->window = p->window;
