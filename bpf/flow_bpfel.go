@@ -220,7 +220,7 @@ type FlowTcpLine struct {
 	Wscale      uint8
 	Options     uint8
 	RttBegun    uint32
-	Pad         uint32
+	Untracked   uint32
 }
 
 type FlowTcpSeen struct {

@@ -408,6 +408,13 @@ func TestConnectionsWithoutALineAreCounted(t *testing.T) {
 	if acct.TCP.Untracked < total-lines || acct.TCP.Untracked >= total {
 		t.Errorf("untracked: got %d of %d packets with %d lines", acct.TCP.Untracked, total, lines)
 	}
+	var told uint64
+	for _, s := range h.last {
+		told += s.TCP.Untracked
+	}
+	if told != acct.TCP.Untracked {
+		t.Errorf("the flows say that %d packets were not measured, the account %d", told, acct.TCP.Untracked)
+	}
 	if got := h.totalFlows(); got.Packets != total {
 		t.Errorf("flows: got %d packets, want %d", got.Packets, total)
 	}

@@ -17,6 +17,7 @@ type tcpKnown struct {
 	rttCount                        uint32
 	retransmits, outOfOrder, lost   uint32
 	dupAcks, zeroWindows, zeroMilli uint32
+	untracked                       uint32
 }
 
 // gain is what l has more than k, which it brings up to date.
@@ -26,13 +27,14 @@ func (k *tcpKnown) gain(l *bpf.FlowTcpLine) flows.TCPHealth {
 		Retransmits: uint64(l.Retransmits - k.retransmits), OutOfOrder: uint64(l.OutOfOrder - k.outOfOrder),
 		Lost: uint64(l.Lost - k.lost), DupAcks: uint64(l.DupAcks - k.dupAcks),
 		ZeroWindows: uint64(l.ZeroWindows - k.zeroWindows), ZeroWindow: time.Duration(l.ZeroMs-k.zeroMilli) * time.Millisecond,
-		MSS: l.Mss, Options: flows.TCPOptions(l.Options), WindowScale: l.Wscale,
+		Untracked: uint64(l.Untracked - k.untracked),
+		MSS:       l.Mss, Options: flows.TCPOptions(l.Options), WindowScale: l.Wscale,
 	}
 	if n := l.RttCount - k.rttCount; n > 0 {
 		h.RTT = flows.RTT{Count: uint64(n), Sum: time.Duration(l.RttSum - k.rttSum), Min: in32ns(l.RttLeast), Max: in32ns(l.RttMost)}
 		h.RTT.Max = max(h.RTT.Max, h.RTT.Mean()) // which is not rounded
 	}
-	*k = tcpKnown{l.RttSum, l.RttCount, l.Retransmits, l.OutOfOrder, l.Lost, l.DupAcks, l.ZeroWindows, l.ZeroMs}
+	*k = tcpKnown{l.RttSum, l.RttCount, l.Retransmits, l.OutOfOrder, l.Lost, l.DupAcks, l.ZeroWindows, l.ZeroMs, l.Untracked}
 	return h
 }
 

@@ -72,7 +72,7 @@ func healthColumns(r *flows.Record) []column {
 }
 
 func resent(h *flows.TCPHealth) string {
-	if !measured(h) {
+	if !measured(h) || h.Untracked > 0 {
 		return "-"
 	}
 	return strconv.FormatUint(h.Retransmits, 10)

@@ -57,6 +57,7 @@ const (
 	tcpDupAcks     = "dup_acks"
 	tcpZeroWindows = "zero_windows"
 	tcpZeroWindow  = "zero_window.duration"
+	tcpUntracked   = "untracked.packets" // then no count is there
 	tcpMSS         = "mss"
 	tcpWindowScale = "window_scale"
 	tcpOptions     = "options" // timestamps+sack+window_scale, or none
@@ -142,7 +143,7 @@ type sideNames struct {
 	rtt                                      rttNames
 	handshake, retransmits, outOfOrder, lost string
 	dupAcks, zeroWindows, zeroWindow         string
-	mss, windowScale, options                string
+	mss, windowScale, options, untracked     string
 }
 
 type rttNames struct{ count, mean, least, most string }
@@ -157,6 +158,7 @@ func namesOfSide(prefix string) sideNames {
 		retransmits: prefix + tcpRetransmits, outOfOrder: prefix + tcpOutOfOrder, lost: prefix + tcpLost,
 		dupAcks: prefix + tcpDupAcks, zeroWindows: prefix + tcpZeroWindows, zeroWindow: prefix + tcpZeroWindow,
 		mss: prefix + tcpMSS, windowScale: prefix + tcpWindowScale, options: prefix + tcpOptions,
+		untracked: prefix + tcpUntracked,
 	}
 }
 
@@ -182,13 +184,7 @@ func appendSide(dst []slog.Attr, n *sideNames, h *flows.TCPHealth) []slog.Attr {
 	if h.Handshake != 0 {
 		dst = append(dst, seconds(n.handshake, h.Handshake))
 	}
-	dst = append(dst,
-		slog.Int64(n.retransmits, signed(h.Retransmits)), slog.Int64(n.outOfOrder, signed(h.OutOfOrder)),
-		slog.Int64(n.lost, signed(h.Lost)), slog.Int64(n.dupAcks, signed(h.DupAcks)),
-		slog.Int64(n.zeroWindows, signed(h.ZeroWindows)))
-	if h.ZeroWindow != 0 {
-		dst = append(dst, seconds(n.zeroWindow, h.ZeroWindow))
-	}
+	dst = appendCounts(dst, n, h)
 	if h.Options == 0 { // the SYN was not seen
 		return dst
 	}
@@ -199,6 +195,22 @@ func appendSide(dst []slog.Attr, n *sideNames, h *flows.TCPHealth) []slog.Attr {
 		dst = append(dst, slog.Int64(n.windowScale, int64(h.WindowScale)))
 	}
 	return append(dst, slog.String(n.options, optionNames(h.Options)))
+}
+
+// appendCounts appends one side's counts; when some packets were not looked at, how many
+// those were instead.
+func appendCounts(dst []slog.Attr, n *sideNames, h *flows.TCPHealth) []slog.Attr {
+	if h.Untracked > 0 {
+		return append(dst, slog.Int64(n.untracked, signed(h.Untracked)))
+	}
+	dst = append(dst,
+		slog.Int64(n.retransmits, signed(h.Retransmits)), slog.Int64(n.outOfOrder, signed(h.OutOfOrder)),
+		slog.Int64(n.lost, signed(h.Lost)), slog.Int64(n.dupAcks, signed(h.DupAcks)),
+		slog.Int64(n.zeroWindows, signed(h.ZeroWindows)))
+	if h.ZeroWindow != 0 {
+		dst = append(dst, seconds(n.zeroWindow, h.ZeroWindow))
+	}
+	return dst
 }
 
 // optionTexts are the names of every set of options, put together once.

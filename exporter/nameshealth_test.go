@@ -68,6 +68,11 @@ func TestWhatWasNotMeasuredIsAbsentAndNotZero(t *testing.T) {
 	oneSided := tcpRecord(1)
 	oneSided.TCP = &flows.TCPRecord{Failure: flows.FailUnanswered}
 	oneSided.TCP.Source.Options = flows.TCPSYNSeen
+	crowded := tcpRecord(1) // of the source some packets found no room, of the destination all
+	crowded.TCP = &flows.TCPRecord{
+		Source:      flows.TCPHealth{RTT: flows.RTT{Count: 1, Sum: 2, Min: 2, Max: 2}, Retransmits: 3, ZeroWindow: 4, Untracked: 5},
+		Destination: flows.TCPHealth{Untracked: 6},
+	}
 	both := tcpRecord(1)
 	both.TCP = &flows.TCPRecord{SourceReset: true, DestinationReset: true}
 	zeros := []string{
@@ -80,6 +85,10 @@ func TestWhatWasNotMeasuredIsAbsentAndNotZero(t *testing.T) {
 		"not TCP":                            {tcpRecord(1), nil},
 		"TCP off":                            {both, []string{"weft.tcp.reset_by"}},
 		"one side seen, SYN without options": {oneSided, append(slices.Clone(zeros), "weft.tcp.failure", "weft.tcp.source.options")},
+		"no room for the connection": {crowded, []string{
+			"weft.tcp.source.rtt.count", "weft.tcp.source.rtt.max", "weft.tcp.source.rtt.mean", "weft.tcp.source.rtt.min",
+			"weft.tcp.source.untracked.packets", "weft.tcp.destination.untracked.packets",
+		}},
 		"a process without a name": {func() flows.Record {
 			r := tcpRecord(1)
 			r.SourceProcess, r.DestinationProcess = &flows.Process{PID: 3}, &flows.Process{}
@@ -95,6 +104,9 @@ func TestWhatWasNotMeasuredIsAbsentAndNotZero(t *testing.T) {
 		if got := slices.Sorted(maps.Keys(beyond(c.record))); !slices.Equal(got, c.want) {
 			t.Errorf("%s:\n got %v\nwant %v", name, got, c.want)
 		}
+	}
+	if got := resent(&crowded.TCP.Source) + resent(&crowded.TCP.Destination); got != "--" {
+		t.Errorf("sent again, in a table: got %q, want - for either side", got)
 	}
 	answered := dnsRecord(1)
 	answered.DNS.Questions = answered.DNS.Questions[1:]

@@ -82,7 +82,7 @@ func sideToWire(m *api.TCPHealth, h *flows.TCPHealth) *api.TCPHealth {
 	m.RttCount, m.RttSum, m.RttMin, m.RttMax = h.RTT.Count, int64(h.RTT.Sum), int64(h.RTT.Min), int64(h.RTT.Max)
 	m.Handshake = int64(h.Handshake)
 	m.Retransmits, m.OutOfOrder, m.Lost, m.DupAcks = h.Retransmits, h.OutOfOrder, h.Lost, h.DupAcks
-	m.ZeroWindows, m.ZeroWindow = h.ZeroWindows, int64(h.ZeroWindow)
+	m.ZeroWindows, m.ZeroWindow, m.Untracked = h.ZeroWindows, int64(h.ZeroWindow), h.Untracked
 	m.Mss, m.WindowScale, m.Options = uint32(h.MSS), uint32(h.WindowScale), uint32(h.Options)
 	return m
 }
@@ -92,7 +92,7 @@ func sideFromWire(m *api.TCPHealth) flows.TCPHealth {
 		RTT:         rttFromWire(m.GetRttCount(), m.GetRttSum(), m.GetRttMin(), m.GetRttMax()),
 		Handshake:   time.Duration(m.GetHandshake()),
 		Retransmits: m.GetRetransmits(), OutOfOrder: m.GetOutOfOrder(), Lost: m.GetLost(), DupAcks: m.GetDupAcks(),
-		ZeroWindows: m.GetZeroWindows(), ZeroWindow: time.Duration(m.GetZeroWindow()),
+		ZeroWindows: m.GetZeroWindows(), ZeroWindow: time.Duration(m.GetZeroWindow()), Untracked: m.GetUntracked(),
 		MSS: uint16(m.GetMss()), WindowScale: uint8(m.GetWindowScale()), Options: flows.TCPOptions(m.GetOptions()),
 	}
 }

@@ -24,6 +24,10 @@ type TCPHealth struct {
 	ZeroWindows uint64 // times the sender's receive window closed
 	ZeroWindow  time.Duration
 
+	// Untracked is how many of the direction's packets were not looked at, since the kernel's
+	// table of connections had no room: then all counts are of the others, and at least that.
+	Untracked uint64
+
 	// What the options of the sender's SYN said; Options is 0 when it was not seen.
 	MSS         uint16 // bytes
 	WindowScale uint8  // shift; meaningful with TCPWindowScale
@@ -82,6 +86,7 @@ func (t *TCPHealth) add(s *TCPHealth) {
 	t.DupAcks += s.DupAcks
 	t.ZeroWindows += s.ZeroWindows
 	t.ZeroWindow += s.ZeroWindow
+	t.Untracked += s.Untracked
 	if s.Options != 0 {
 		t.MSS, t.WindowScale, t.Options = s.MSS, s.WindowScale, s.Options
 	}

@@ -115,7 +115,7 @@ struct tcp_line {
 	__u8 wscale;
 	__u8 options;	 /* enum weft_tcp_options */
 	__u32 rtt_begun; /* as rtt_count, but counted before the sample is added */
-	__u32 pad;
+	__u32 untracked; /* packets of which nothing was measured: no line was free */
 };
 _Static_assert(sizeof(struct tcp_line) == 64, "tcp_line layout");
 

@@ -459,6 +459,7 @@ __noinline int tcp_adopt(const struct packet *p, struct tcp_pair *b, __u32 tag)
 	__u32 now = bpf_jiffies64(), zero = 0;
 	struct tcp_seen *acct;
 	struct tcp_conv *c;
+	struct tcp_line *l;
 
 	if (!p || !b)
 		return -1;
@@ -475,7 +476,10 @@ __noinline int tcp_adopt(const struct packet *p, struct tcp_pair *b, __u32 tag)
 	}
 	acct = bpf_map_lookup_elem(&tcp_account, &zero);
 	if (acct)
-		acct->untracked++;
+		acct->untracked += p->packets;
+	l = tcp_line_of(p->slot);
+	if (l)
+		l->untracked += p->packets;
 	return -1;
 }
 

@@ -756,6 +756,7 @@ type TCPHealth struct {
 	Mss           uint32                 `protobuf:"varint,12,opt,name=mss,proto3" json:"mss,omitempty"`
 	WindowScale   uint32                 `protobuf:"varint,13,opt,name=window_scale,json=windowScale,proto3" json:"window_scale,omitempty"`
 	Options       uint32                 `protobuf:"varint,14,opt,name=options,proto3" json:"options,omitempty"`
+	Untracked     uint64                 `protobuf:"varint,15,opt,name=untracked,proto3" json:"untracked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -884,6 +885,13 @@ func (x *TCPHealth) GetWindowScale() uint32 {
 func (x *TCPHealth) GetOptions() uint32 {
 	if x != nil {
 		return x.Options
+	}
+	return 0
+}
+
+func (x *TCPHealth) GetUntracked() uint64 {
+	if x != nil {
+		return x.Untracked
 	}
 	return 0
 }
@@ -4269,7 +4277,7 @@ const file_weft_proto_rawDesc = "" +
 	"\vdestination\x18\x02 \x01(\v2\x16.weft.api.v1.TCPHealthR\vdestination\x12!\n" +
 	"\fsource_reset\x18\x03 \x01(\bR\vsourceReset\x12+\n" +
 	"\x11destination_reset\x18\x04 \x01(\bR\x10destinationReset\x12\x18\n" +
-	"\afailure\x18\x05 \x01(\rR\afailure\"\x97\x03\n" +
+	"\afailure\x18\x05 \x01(\rR\afailure\"\xb5\x03\n" +
 	"\tTCPHealth\x12\x1b\n" +
 	"\trtt_count\x18\x01 \x01(\x04R\brttCount\x12\x17\n" +
 	"\artt_sum\x18\x02 \x01(\x03R\x06rttSum\x12\x17\n" +
@@ -4287,7 +4295,8 @@ const file_weft_proto_rawDesc = "" +
 	"zeroWindow\x12\x10\n" +
 	"\x03mss\x18\f \x01(\rR\x03mss\x12!\n" +
 	"\fwindow_scale\x18\r \x01(\rR\vwindowScale\x12\x18\n" +
-	"\aoptions\x18\x0e \x01(\rR\aoptions\"\xde\x02\n" +
+	"\aoptions\x18\x0e \x01(\rR\aoptions\x12\x1c\n" +
+	"\tuntracked\x18\x0f \x01(\x04R\tuntracked\"\xde\x02\n" +
 	"\x03DNS\x12\x18\n" +
 	"\aqueries\x18\x01 \x01(\x04R\aqueries\x12\x18\n" +
 	"\aretries\x18\x02 \x01(\x04R\aretries\x12\x18\n" +
