@@ -30,7 +30,9 @@ func (l Layer) String() string {
 }
 
 // Entity is who is behind an address or a device, as far as it is known. An Entity
-// is never written to once it is shared. Empty: not known.
+// is never written to once it is shared, and an end has the same one for as long as
+// nothing about it changes: what was made of it can be remembered by the pointer.
+// Empty: not known.
 type Entity struct {
 	Layer Layer
 
