@@ -236,6 +236,7 @@ func (m *Mirror) keep(s *space, l *Link) bool {
 		m.links++
 		if l.Tap != nil || strings.HasSuffix(l.Kind, "tap") {
 			m.looker.taps.Add(1)
+			s.stale = true // whoever made it tells it owner and persistence next, without an event
 		}
 		m.looker.soon() // whoever made it may have made a namespace or a process too
 	}
