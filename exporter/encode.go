@@ -17,6 +17,12 @@ import (
 	"weft/flows"
 )
 
+// What one request holds at most: servers usually refuse more than 4 MiB.
+const (
+	maxBatchRecords = 4000
+	maxBatchBytes   = 7 << 19 // 3.5 MiB of protobuf, before compression
+)
+
 // The fields that a log record of ours has, in the messages of opentelemetry.proto
 // named before the dash. Its attributes' are in encodewire.go.
 const (

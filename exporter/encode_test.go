@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -155,5 +156,145 @@ func TestEncoderWritesWhatTheGeneratedMessagesWrite(t *testing.T) {
 	}
 	if len(seen) < 120 {
 		t.Errorf("the records had %d attributes in all, want every one that there is, more than 120", len(seen))
+	}
+}
+
+func TestRequestsHoldWhatAReceiverTakes(t *testing.T) {
+	small := make([]flows.Record, 9000)
+	for i := range small {
+		small[i] = icmpRecord()
+	}
+	large := make([]flows.Record, 600)
+	for i := range large {
+		large[i] = withHops(bridgedRecord(i), 64)
+	}
+	for name, c := range map[string]struct {
+		records []flows.Record
+		least   int // bytes of a request that is not the last
+		counts  []int
+	}{
+		"small": {small, 0, []int{4000, 4000, 1000}},
+		"large": {large, maxBatchBytes - 16<<10, nil},
+	} {
+		requests, counts := encodeAll(t, newTestEncoder(t), c.records)
+		if c.counts != nil && !slices.Equal(counts, c.counts) {
+			t.Errorf("%s: got requests of %v records, want %v", name, counts, c.counts)
+		}
+		for i, b := range requests {
+			if len(b) > maxBatchBytes || i < len(requests)-1 && len(b) < c.least {
+				t.Errorf("%s: request %d has %d bytes, want %d to %d", name, i, len(b), c.least, maxBatchBytes)
+			}
+			var m collogs.ExportLogsServiceRequest
+			if err := proto.Unmarshal(b, &m); err != nil || logCount(&m) != counts[i] {
+				t.Errorf("%s: request %d: got error %v, want %d records", name, i, err, counts[i])
+			}
+		}
+	}
+}
+
+// withHops is r with n hops.
+func withHops(r flows.Record, n int) flows.Record {
+	hops := make([]flows.HopCount, n)
+	for i := range hops {
+		hops[i] = r.Hops[i%len(r.Hops)]
+	}
+	r.Hops = hops
+	return r
+}
+
+func TestRecordThatNoRequestTakesIsLeftOut(t *testing.T) {
+	e := newTestEncoder(t)
+	all := []flows.Record{tcpRecord(1), withHops(bridgedRecord(2), 40_000), tcpRecord(3)}
+	before := []byte("what is there already")
+	b, n := e.Append(before, all, t0)
+	if n != 1 || !bytes.HasPrefix(b, before) {
+		t.Fatalf("in front of it: got %d records, want the first, behind what was there", n)
+	}
+	if b, n = e.Append(before, all[1:], t0); n != 0 || !bytes.Equal(b, before) {
+		t.Errorf("got %d records in %d bytes, want none, and the buffer as it was", n, len(b))
+	}
+	if _, n = e.Append(nil, all[2:], t0); n != 1 {
+		t.Errorf("behind it: got %d records, want 1", n)
+	}
+	if b, n = e.Append(before, nil, t0); n != 0 || !bytes.Equal(b, before) {
+		t.Errorf("of no records: got %d in %d bytes, want none", n, len(b))
+	}
+}
+
+// pods is n ends, each another one.
+func pods(n int) []*flows.Entity {
+	all := make([]*flows.Entity, n)
+	for i := range all {
+		all[i] = &flows.Entity{Namespace: "shop", Pod: fmt.Sprintf("web-%d", i), Labels: map[string]string{"app": "web", "tier": "front"}, Confidence: 95}
+	}
+	return all
+}
+
+func TestEncodingAllocatesNothing(t *testing.T) {
+	ends := pods(50)
+	var all []flows.Record
+	for i := range 400 {
+		for _, r := range []flows.Record{tcpRecord(i), bridgedRecord(i), healthyRecord(i), sickRecord(i), dnsRecord(i), icmpRecord()} {
+			r.Source, r.Destination = ends[i%len(ends)], ends[i*7%len(ends)]
+			r.SourceSocket = &flows.SocketFigures{Retransmits: 3, Errno: 110}
+			all = append(all, r)
+		}
+	}
+	e := newTestEncoder(t)
+	b, n := e.Append(nil, all, t0)
+	if n < 1000 {
+		t.Fatalf("got %d records, want more for a measurement", n)
+	}
+	if got := testing.AllocsPerRun(5, func() { b, _ = e.Append(b[:0], all, t0) }); got != 0 {
+		t.Errorf("got %v allocations for %d records, want none", got, n)
+	}
+}
+
+func TestCacheOfEndsIsBoundedAndKeepsWhoIsAskedFor(t *testing.T) {
+	var c whoCache
+	ends := pods(3*maxWho + 1)
+	first := ends[0]
+	var want []byte
+	for i, end := range ends {
+		c.append(nil, &sourceWho, end, false)
+		if got := c.append(nil, &sourceWho, first, false); i == 0 {
+			want = got
+		} else if !bytes.Equal(got, want) {
+			t.Fatalf("after %d others: got %q, want %q", i, got, want)
+		}
+		if len(c.now) > maxWho || len(c.before) > maxWho {
+			t.Fatalf("after %d ends: got %d and %d kept, want at most %d each", i, len(c.now), len(c.before), maxWho)
+		}
+	}
+	key := whoKey{first, &sourceWho, false}
+	if c.now[key] == nil && c.before[key] == nil {
+		t.Error("the end that is asked for all the time is not kept")
+	}
+	large := pods(40)
+	for _, end := range large {
+		end.Pod = strings.Repeat("x", maxWhoBytes/10)
+		c.append(nil, &sourceWho, end, false)
+		if c.bytes > maxWhoBytes {
+			t.Fatalf("got %d bytes, want at most %d", c.bytes, maxWhoBytes)
+		}
+	}
+}
+
+func TestEndReadsAsTheRecordWantsIt(t *testing.T) {
+	e := newTestEncoder(t)
+	who := &flows.Entity{Pod: "web", PID: 7, Process: "nginx"}
+	r := tcpRecord(1)
+	r.Source, r.Destination = who, who
+	told := r
+	told.SourceProcess = &flows.Process{PID: 7, Comm: "nginx"}
+	for _, rec := range []flows.Record{r, told, r} { // the second of each time from the cache
+		for range 2 {
+			b, _ := e.Append(nil, []flows.Record{rec}, t0)
+			for name, n := range map[string]int{"source.k8s.pod.name": 1, "destination.k8s.pod.name": 1, "source.process.pid": 1, "destination.process.pid": 1} {
+				if got := bytes.Count(b, []byte(name)); got != n {
+					t.Errorf("got %s %d times, want once", name, got)
+				}
+			}
+		}
 	}
 }

@@ -89,17 +89,16 @@ func appendKeyValues(b []byte, field protowire.Number, attrs []slog.Attr) []byte
 	tag := byte(field<<3) | byte(protowire.BytesType) // fields up to 15
 	for i := range attrs {
 		a := &attrs[i]
-		key := sized(len(a.Key))
 		switch a.Value.Kind() {
 		case slog.KindInt64:
 			v := uint64(a.Value.Int64())
-			b = appendKey(b, tag, a.Key, key, 1+protowire.SizeVarint(v))
+			b = appendKey(b, tag, a.Key, 1+protowire.SizeVarint(v))
 			b = protowire.AppendVarint(append(b, fieldInt<<3|byte(protowire.VarintType)), v)
 		case slog.KindFloat64:
-			b = appendKey(b, tag, a.Key, key, 9)
-			b = binary.LittleEndian.AppendUint64(append(b, fieldDouble<<3|byte(protowire.Fixed64Type)), math.Float64bits(a.Value.Float64()))
+			b = append(appendKey(b, tag, a.Key, 9), fieldDouble<<3|byte(protowire.Fixed64Type))
+			b = binary.LittleEndian.AppendUint64(b, math.Float64bits(a.Value.Float64()))
 		case slog.KindBool:
-			b = append(appendKey(b, tag, a.Key, key, 2), fieldBool<<3|byte(protowire.VarintType), 0)
+			b = append(appendKey(b, tag, a.Key, 2), fieldBool<<3|byte(protowire.VarintType), 0)
 			if a.Value.Bool() {
 				b[len(b)-1] = 1
 			}
@@ -108,22 +107,37 @@ func appendKeyValues(b []byte, field protowire.Number, attrs []slog.Attr) []byte
 			if !utf8.ValidString(s) {
 				s = strings.ToValidUTF8(s, "\uFFFD")
 			}
-			b = appendKey(b, tag, a.Key, key, sized(len(s)))
-			b = protowire.AppendVarint(append(b, fieldText<<3|byte(protowire.BytesType)), uint64(len(s)))
-			b = append(b, s...)
+			b = appendText(appendKey(b, tag, a.Key, sized(len(s))), fieldText, s)
 		}
 	}
 	return b
 }
 
 // sized is the size of a field of n bytes with a tag of one.
-func sized(n int) int { return 1 + protowire.SizeBytes(n) }
+func sized(n int) int {
+	if n < 1<<7 {
+		return 2 + n
+	}
+	return 1 + protowire.SizeBytes(n)
+}
 
-// appendKey appends a KeyValue up to its AnyValue, of which value bytes follow; key
-// is the size of the key as a field.
-func appendKey(b []byte, tag byte, name string, key, value int) []byte {
-	b = protowire.AppendVarint(append(b, tag), uint64(key+sized(value)))
-	b = protowire.AppendVarint(append(b, fieldKey<<3|byte(protowire.BytesType)), uint64(len(name)))
-	b = append(b, name...)
-	return protowire.AppendVarint(append(b, fieldValue<<3|byte(protowire.BytesType)), uint64(value))
+// appendText appends a field, up to 15, that holds s.
+func appendText(b []byte, field byte, s string) []byte {
+	tag := field<<3 | byte(protowire.BytesType)
+	if len(s) < 1<<7 {
+		return append(append(b, tag, byte(len(s))), s...)
+	}
+	return append(protowire.AppendVarint(append(b, tag), uint64(len(s))), s...)
+}
+
+// appendKey appends a KeyValue up to its AnyValue, of which value bytes follow.
+func appendKey(b []byte, tag byte, name string, value int) []byte {
+	const keyTag, valueTag = fieldKey<<3 | byte(protowire.BytesType), fieldValue<<3 | byte(protowire.BytesType)
+	if all := len(name) + value + 4; all < 1<<7 { // and so is each part of it
+		b = append(append(b, tag, byte(all), keyTag, byte(len(name))), name...)
+		return append(b, valueTag, byte(value))
+	}
+	b = protowire.AppendVarint(append(b, tag), uint64(sized(len(name))+sized(value)))
+	b = append(appendText(b, fieldKey, name), valueTag)
+	return protowire.AppendVarint(b, uint64(value))
 }

@@ -5,7 +5,6 @@ package exporter
 import (
 	"context"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,7 +15,6 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"weft/flows"
@@ -52,20 +50,6 @@ func TestEveryRecordIsAcknowledgedInBatchesWithinTheLimits(t *testing.T) {
 				t.Errorf("%s: got requests of %v records and %v bytes, want them well filled", name, r.sizes, r.bytes)
 			}
 		})
-	}
-}
-
-func TestSmallRecordsAreCutByNumber(t *testing.T) {
-	small := make([]flows.Record, 9000)
-	for i := range small {
-		small[i] = icmpRecord()
-	}
-	var sizes []int
-	for _, b := range newEncoder(nil, "1", t0).logBatches(small, t0) {
-		sizes = append(sizes, logCount(b))
-	}
-	if want := []int{4000, 4000, 1000}; !slices.Equal(sizes, want) {
-		t.Errorf("got requests of %v records, want %v", sizes, want)
 	}
 }
 
@@ -326,25 +310,6 @@ func TestHeadersAndCompressionGoWithEveryRequest(t *testing.T) {
 			}
 		})
 	}
-}
-
-func BenchmarkLogBatches(b *testing.B) {
-	e := newEncoder(map[string]string{"service.name": "weft"}, "1", t0)
-	r := records(4000)
-	b.ReportAllocs()
-	size := 0
-	for b.Loop() {
-		size = 0
-		for _, batch := range e.logBatches(r, t0) {
-			encoded, err := proto.Marshal(batch)
-			if err != nil {
-				b.Fatal(err)
-			}
-			size += len(encoded)
-		}
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/4000, "ns/record")
-	b.ReportMetric(float64(size)/4000, "B/record")
 }
 
 func BenchmarkDelivery(b *testing.B) {
