@@ -18,6 +18,7 @@ import (
 	"go.opentelemetry.io/collector/consumer/consumertest"
 	"go.opentelemetry.io/collector/pdata/pcommon"
 	"go.opentelemetry.io/collector/pdata/plog"
+	"go.opentelemetry.io/collector/pdata/plog/plogotlp"
 	"go.opentelemetry.io/collector/pdata/pmetric"
 
 	"weft/exporter"
@@ -321,4 +322,35 @@ func attributes(m pcommon.Map) string {
 	}
 	slices.Sort(parts)
 	return strings.Join(parts, "")
+}
+
+// The exporter's own tests compare the same encoder byte by byte with the generated
+// messages; here another decoder reads it.
+func TestPdataReadsEveryAttributeThatTheEncoderWrites(t *testing.T) {
+	e, err := exporter.NewLogEncoder(map[string]string{"service.name": "weft"}, "1.2.3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, records := range map[string][]flows.Record{
+		"of every kind": corpus(9000, 4), "many hops": corpus(1500, 60), "named ends": served(9000, true),
+	} {
+		requests := 0
+		for left := records; len(left) > 0; requests++ {
+			b, n := e.Append(nil, left, start)
+			request := plogotlp.NewExportRequest()
+			if err := request.UnmarshalProto(b); err != nil || n == 0 {
+				t.Fatalf("%s: %d records: %v", name, n, err)
+			}
+			var got []plog.LogRecord
+			list := request.Logs().ResourceLogs().At(0).ScopeLogs().At(0).LogRecords()
+			for i := range list.Len() {
+				got = append(got, list.At(i))
+			}
+			compare(t, got, left[:n])
+			left = left[n:]
+		}
+		if requests < 2 {
+			t.Errorf("%s: got %d requests, want several", name, requests)
+		}
+	}
 }
