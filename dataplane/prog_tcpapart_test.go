@@ -6,8 +6,41 @@ import (
 	"testing"
 	"time"
 
+	"weft/bpf"
 	"weft/flows"
 )
+
+// What a program writes into a flow's line after a drain has counted the packet, and no
+// packet follows: the next drain has it, without packets, and the one after it nothing.
+func TestMeasurementsBehindTheCountComeWithTheNextDrain(t *testing.T) {
+	k := newTalk(t, false)
+	k.open(0, 0)
+	k.fromClient(flows.FlagACK, 100)
+	k.sum()
+	lines, packets := k.d.objs.maps[bpf.HealthMapTcpLines], k.totalFlows().Packets
+	for bucket := range lines.MaxEntries() {
+		var b bpf.FlowTcpBucket
+		if err := lines.Lookup(bucket, &b); err != nil {
+			t.Fatal(err)
+		}
+		for way := range b.Way {
+			if b.Way[way].Mss != 0 || b.Way[way].Options != 0 { // in use
+				b.Way[way].Retransmits += 3
+			}
+		}
+		if err := lines.Put(bucket, &b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		k.sum()
+	}
+	k.counts(flows.HookIngress, flows.TCPHealth{Retransmits: 3})
+	k.counts(flows.HookEgress, flows.TCPHealth{Retransmits: 3})
+	if got := k.totalFlows().Packets; got != packets {
+		t.Errorf("packets: got %d, want %d as before", got, packets)
+	}
+}
 
 // Acknowledgements of which one in five passes here: its probe was answered long before.
 func TestAnswersThatTookAnotherWayAreNotTimed(t *testing.T) {

@@ -36,6 +36,8 @@ type slotTable struct {
 	known []known
 	left  map[leftKey]known // bounded by the slots that changed hands in one drain
 	lines []tcpKnown        // what was read of tcp
+	spare []int32           // the late of the drain before
+	late  []int32           // slots read so soon after their last packet that it may not have been measured yet
 	leftL map[leftKey]tcpKnown
 
 	rec       ringbuf.Record
@@ -110,6 +112,8 @@ func (t *slotTable) drain(e *emitter) (drained, error) {
 
 // scan compares every slot with what is known of it.
 func (t *slotTable) scan(e *emitter, res *drained) {
+	late := t.late
+	t.late, t.spare = t.spare[:0], late
 	for i := range t.slots.v {
 		s := &t.slots.v[i]
 		tag := atomic.LoadUint64(&s.Tag)
@@ -124,6 +128,25 @@ func (t *slotTable) scan(e *emitter, res *drained) {
 		if t.readSlot(e, i) {
 			res.live++
 		}
+	}
+	for _, i := range late {
+		t.readLate(e, int(i))
+	}
+}
+
+// readLate emits what was measured of slot i after its packets were read.
+func (t *slotTable) readLate(e *emitter, i int) {
+	s, k := &t.slots.v[i], &t.known[i]
+	m, key := meta(s), s.Key
+	if k.tag == 0 || atomic.LoadUint64(&s.Tag) != k.tag || !m.same(k) {
+		return
+	}
+	line, before := t.line(i, &key), t.lines[i]
+	if line == nil || atomic.LoadUint64(&s.Tag) != k.tag || meta(s).gen() != k.gen {
+		return
+	}
+	if h := t.lines[i].gain(line); t.lines[i] != before {
+		t.emit(e, &key, k, k, m.last(), m.flags(), &noCold).TCP = h
 	}
 }
 
@@ -171,6 +194,9 @@ func (t *slotTable) readSlot(e *emitter, i int) bool {
 		smp := t.emit(e, &key, k, &base, m.last(), m.flags(), cold)
 		if line != nil {
 			smp.TCP = t.lines[i].gain(line)
+			if int16(uint16(e.now.jiffies)-m.last()) <= 1 {
+				t.late = append(t.late, int32(i))
+			}
 		}
 		return true
 	}

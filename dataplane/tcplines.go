@@ -17,7 +17,8 @@ type tcpKnown struct {
 	rttCount                        uint32
 	retransmits, outOfOrder, lost   uint32
 	dupAcks, zeroWindows, zeroMilli uint32
-	untracked                       uint32
+	untracked, handshake            uint32
+	options                         uint8
 }
 
 // gain is what l has more than k, which it brings up to date.
@@ -34,7 +35,7 @@ func (k *tcpKnown) gain(l *bpf.FlowTcpLine) flows.TCPHealth {
 		h.RTT = flows.RTT{Count: uint64(n), Sum: time.Duration(l.RttSum - k.rttSum), Min: in32ns(l.RttLeast), Max: in32ns(l.RttMost)}
 		h.RTT.Max = max(h.RTT.Max, h.RTT.Mean()) // which is not rounded
 	}
-	*k = tcpKnown{l.RttSum, l.RttCount, l.Retransmits, l.OutOfOrder, l.Lost, l.DupAcks, l.ZeroWindows, l.ZeroMs, l.Untracked}
+	*k = tcpKnown{l.RttSum, l.RttCount, l.Retransmits, l.OutOfOrder, l.Lost, l.DupAcks, l.ZeroWindows, l.ZeroMs, l.Untracked, l.Handshake, l.Options}
 	return h
 }
 

@@ -49,6 +49,21 @@ func (t *Table) learn(h *hop, s *Sample) {
 	t.health.at(h.tcp).add(&s.TCP)
 }
 
+// learnLater adds what was measured of packets that an earlier sample counted. A conversation
+// that has gone meanwhile is not begun anew for it.
+func (t *Table) learnLater(s *Sample, key *convKey, hash uint32, from side) {
+	i := t.convs.find(key, hash)
+	if i == 0 || s.TCP == (TCPHealth{}) {
+		return
+	}
+	for h := &t.convs.at(i).first; h != nil; h = t.after(h) {
+		if h.from() == from && t.pointOf(h).at == s.At {
+			t.learn(h, s)
+			return
+		}
+	}
+}
+
 // dropped adds the drops of a drain to the conversations they are of. A drop of a
 // conversation that is not known, as of a packet that never reached a watched
 // device, stays in the drop account only.

@@ -127,3 +127,19 @@ func TestDropsReachTheirConversation(t *testing.T) {
 		t.Errorf("an empty table keeps %d", n)
 	}
 }
+
+// TestMeasurementsWithoutPacketsJoinTheirConversation, and begin none.
+func TestMeasurementsWithoutPacketsJoinTheirConversation(t *testing.T) {
+	table := NewTable(TableOptions{})
+	s := tcpSample(false, 1, FlagSYN, 100, 0)
+	table.Fold(Batch{At: second(0), Flows: []Sample{s}, Final: true})
+	later, stranger := s, tcpSample(true, 2, FlagACK, 0, 0)
+	later.Packets, later.Bytes, later.New, later.TCP = 0, 0, false, TCPHealth{Retransmits: 2}
+	stranger.Packets, stranger.Bytes, stranger.New, stranger.TCP = 0, 0, false, TCPHealth{Retransmits: 9}
+	stranger.Key.Src = socketServer
+	table.Fold(Batch{At: second(1), Flows: []Sample{later, stranger}, Final: true})
+	w := table.Close(second(2))
+	if len(w.Records) != 1 || w.Records[0].TCP.Source.Retransmits != 2 || w.Records[0].TCP.Destination.Retransmits != 0 {
+		t.Fatalf("got %+v, want one record whose source sent 2 segments again", w.Records)
+	}
+}

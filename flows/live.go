@@ -88,6 +88,9 @@ func (w *Watch) sample(s *Sample) {
 	from := key.pack(s)
 	c := w.convs[key]
 	if c == nil {
+		if s.Packets == 0 { // measured of what an earlier drain counted
+			return
+		}
 		if len(w.order) >= maxLive {
 			w.over++
 			return

@@ -205,6 +205,7 @@ func (t *Table) foldSome(some []Sample) {
 func (t *Table) fold(s *Sample, key *convKey, hash uint32, from side) {
 	n := Count{s.Packets, s.Bytes}
 	if n == (Count{}) {
+		t.learnLater(s, key, hash, from)
 		return
 	}
 	pi := t.points.find(s.At, t.drain)
