@@ -122,7 +122,7 @@ func TestEveryTransportReachesTheCollector(t *testing.T) {
 				t.Run(protocol+" "+compression+" "+security, func(t *testing.T) {
 					logs, metrics := new(consumertest.LogsSink), new(consumertest.MetricsSink)
 					r := startCollector(t, "", logs, metrics, setup)
-					c := exporter.OTLPConfig{Protocol: protocol, Compression: compression, Flush: time.Millisecond}
+					c := exporter.OTLPConfig{Protocol: protocol, Compression: compression, Flush: time.Millisecond, Finish: 30 * time.Second}
 					if security != "plain" {
 						c.CA, c.Certificate, c.Key = a.file("ca"), a.file("client"), a.file("client-key")
 					}
