@@ -30,6 +30,7 @@ const (
 	fieldResource      = 1  // ResourceLogs - Resource
 	fieldScopeLogs     = 2  // ResourceLogs - ScopeLogs
 	fieldScope         = 1  // ScopeLogs - InstrumentationScope
+	fieldScopeKeyValue = 3  // InstrumentationScope - KeyValue
 	fieldLogRecord     = 2  // ScopeLogs - LogRecord
 	fieldTime          = 1  // LogRecord - fixed64
 	fieldSeverity      = 2  // LogRecord - enum
@@ -45,7 +46,8 @@ const (
 // of a bounded size. It is for one goroutine. Its memory: the encoded attributes of
 // the ends that it met last, at most 4 MiB.
 type LogEncoder struct {
-	resource, scope []byte // the two messages with their tags and lengths, the same in every request
+	resource, scope []byte // the two messages with their tags and lengths
+	plainScope      []byte // the scope alone, without the id of a batch
 	tail            []byte // what ends every record of the request: observed time and event name
 	who             whoCache
 	words           words
@@ -69,9 +71,17 @@ func NewLogEncoder(attrs map[string]string, version string) (*LogEncoder, error)
 		if err != nil {
 			return nil, err
 		}
+		e.plainScope = b // the last is the scope
 		*part.to = protowire.AppendBytes(protowire.AppendTag(nil, part.field, protowire.BytesType), b)
 	}
 	return e, nil
+}
+
+// Batch sets weft.batch.id of the scope of the requests that follow: the same id
+// twice is the same request twice, and a receiver may drop the second.
+func (e *LogEncoder) Batch(id string) {
+	b := appendKeyValues(slices.Clone(e.plainScope), fieldScopeKeyValue, []slog.Attr{slog.String(nameBatchID, id)})
+	e.scope = protowire.AppendBytes(protowire.AppendTag(e.scope[:0], fieldScope, protowire.BytesType), b)
 }
 
 // Append appends one serialised ExportLogsServiceRequest with the first n of records

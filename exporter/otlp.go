@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -45,7 +46,8 @@ type OTLPConfig struct {
 	Flush   time.Duration // how long records gather into one request; 0: one second
 	Finish  time.Duration // longest wait for the receiver's next answer when closing; 0: [DefaultFinish]
 	Metrics time.Duration // between two exports of the ledger; 0: ten seconds
-	Queue   int           // records that may wait; 0: [DefaultQueue]
+	Queue   int           // records that may wait in memory; 0: [DefaultQueue]
+	Spool   SpoolConfig   // where requests wait on disk
 
 	Version string              // service.version
 	Getenv  func(string) string // nil: os.Getenv
@@ -101,7 +103,10 @@ func (c OTLPConfig) getenv() func(string) string {
 //	rejected    the receiver took the request but not this record
 //	refused     the receiver answered with an error that must not be retried
 //	too_large   the receiver takes not even a few records at once (see minSplit), or one is over 3.5 MiB
-//	shutdown    the agent stopped before an answer came
+//	shutdown    the agent stopped before an answer came, and no spool keeps it
+//	spool_full, spool_age, spool_damaged
+//	            it was the oldest on disk when there was no room, it waited too
+//	            long, its file cannot be read
 //
 // Metrics are cumulative: a request that fails is made good by the next one.
 type OTLP struct {
@@ -110,6 +115,11 @@ type OTLP struct {
 
 	logEncoder *LogEncoder // the worker's
 	body       []byte      // the worker's, of the request at hand
+	spool      *spool      // nil: requests wait as records, in memory
+	run        uint64      // random, of this life of the sink
+	batches    uint64      // encoded so far, without a spool; the worker's
+
+	recovered [2]atomic.Uint64 // records of earlier runs: delivered, lost
 
 	flush   time.Duration
 	finish  time.Duration
@@ -150,7 +160,11 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 		if o.logs, err = newLink("logs", logs, logger(c.Log), c.dial); err != nil {
 			return nil, err
 		}
-		o.work.Go(o.sendLogs)
+		if o.run = rand.Uint64(); c.Spool.Dir != "" {
+			o.spool = newSpool(c.Spool, o.run, o.logs.log)
+			o.work.Go(o.sendSpooled)
+		}
+		o.work.Go(o.encodeLogs)
 	}
 	if metrics.endpoint != "" {
 		if o.metrics, err = newLink("metrics", metrics, logger(c.Log), c.dial); err != nil {
@@ -202,6 +216,11 @@ func (o *OTLP) Close(ctx context.Context) error {
 		impatient.Stop()
 		stopWaiting()
 		o.cancel()
+		if o.spool != nil {
+			held, err := o.spool.close()
+			o.lose(held)
+			errs = append(errs, err)
+		}
 		for _, l := range []*link{o.logs, o.metrics} {
 			if l != nil {
 				errs = append(errs, l.transport.close())
@@ -211,67 +230,148 @@ func (o *OTLP) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// sendLogs is the worker for records.
-func (o *OTLP) sendLogs() {
+// encodeLogs is the worker that makes requests of records, and sends them too
+// when there is no spool.
+func (o *OTLP) encodeLogs() {
+	if o.spool != nil {
+		defer o.spool.finish()
+	}
 	for {
 		records, ok := o.queue.next(maxBatchRecords, o.flush)
 		if !ok {
 			return
 		}
 		for len(records) > 0 {
+			if o.spool != nil {
+				o.logEncoder.Batch(o.spool.id())
+			} else {
+				o.logEncoder.Batch(batchID(o.batches, o.run))
+				o.batches++
+			}
 			body, n := o.logEncoder.Append(o.body[:0], records, time.Now())
 			o.body = body
-			if n == 0 {
+			switch {
+			case n == 0:
+				n = 1
 				o.queue.settle(0, 1, "too_large")
-				records = records[1:]
-				continue
+			case o.spool != nil:
+				o.keep(body, n)
+			default:
+				o.sendBatch(batch{body: body, records: n})
 			}
-			o.sendBatch(batch{body, n})
 			records = records[n:]
 		}
 	}
 }
 
-// sendBatch delivers b, in parts if the receiver wants smaller requests, and
-// says of each part what became of it.
-func (o *OTLP) sendBatch(b batch) {
+// keep puts a request into the spool; while neither disk nor memory has room
+// for it, records wait in the queue.
+func (o *OTLP) keep(body []byte, n int) {
+	for {
+		ok, kept, lost := o.spool.put(body, n)
+		o.lose(lost)
+		if kept {
+			o.queue.park(n)
+		}
+		if ok {
+			return
+		}
+		select {
+		case <-o.ctx.Done():
+			o.queue.settle(0, n, "shutdown")
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// sendSpooled is the worker that sends what waits in the spool, the oldest first.
+func (o *OTLP) sendSpooled() {
+	for {
+		e, body, lost, closed := o.spool.take()
+		o.lose(lost)
+		switch {
+		case e != nil && (o.ctx.Err() != nil || !o.sendBatch(batch{body: body, records: e.records, from: e})):
+			return // it waits for the next start
+		case e != nil:
+			o.spool.done(e)
+			continue
+		case closed:
+			return
+		}
+		select {
+		case <-o.spool.wake:
+		case <-o.ctx.Done():
+			return
+		}
+	}
+}
+
+// lose accounts for requests that left the spool otherwise than by being sent.
+func (o *OTLP) lose(lost []evicted) {
+	for _, e := range lost {
+		o.settle(batch{records: e.records, from: &e.spooled}, 0, e.records, e.reason)
+	}
+}
+
+// settle accounts for records of b; those of an earlier run are in its account.
+func (o *OTLP) settle(b batch, acknowledged, lost int, reason string) {
+	if b.from != nil {
+		b.from.records -= acknowledged + lost
+	}
+	if b.from != nil && b.from.recovered {
+		o.recovered[0].Add(uint64(acknowledged))
+		o.recovered[1].Add(uint64(lost))
+		return
+	}
+	if b.from != nil && b.from.held == nil {
+		o.queue.park(-acknowledged - lost)
+	}
+	o.queue.settle(acknowledged, lost, reason)
+}
+
+// sendBatch delivers b, in parts if the receiver wants smaller requests, and says
+// of each part what became of it. False: the sink closed before all were answered,
+// and what waits on disk goes on waiting.
+func (o *OTLP) sendBatch(b batch) bool {
 	for parts := []batch{b}; len(parts) > 0; {
 		b, parts = parts[0], parts[1:]
-		if o.ctx.Err() != nil {
-			o.queue.settle(0, b.records, "shutdown")
-			continue
-		}
-		if o.logs.tooLarge(b) {
-			if halves, err := b.halves(); err == nil {
-				parts = append(halves, parts...)
-				continue
+		a := answer{state: stateRetry} // so that a sink that is closed sends nothing
+		if o.ctx.Err() == nil {
+			if o.logs.tooLarge(b) {
+				if halves, err := b.halves(); err == nil {
+					parts = append(halves, parts...)
+					continue
+				}
 			}
-			o.queue.settle(0, b.records, "too_large")
-			continue
+			a = o.logs.deliver(o.ctx, b.body)
 		}
-		a := o.logs.deliver(o.ctx, b.body)
 		switch a.state {
 		case stateOK:
-			o.queue.settle(b.records, 0, "")
+			o.settle(b, b.records, 0, "")
 		case statePartial:
 			lost := int(min(a.rejected, int64(b.records)))
-			o.queue.settle(b.records-lost, lost, "rejected")
+			o.settle(b, b.records-lost, lost, "rejected")
 		case stateTooLarge:
 			if o.logs.shrink(b) {
 				parts = append([]batch{b}, parts...)
 				continue
 			}
-			o.queue.settle(0, b.records, "too_large")
+			o.settle(b, 0, b.records, "too_large")
 		case stateRefused:
-			o.queue.settle(0, b.records, "refused")
+			o.settle(b, 0, b.records, "refused")
 		default:
-			o.queue.settle(0, b.records, "shutdown")
+			if b.from != nil {
+				return false
+			}
+			o.settle(b, 0, b.records, "shutdown")
 			continue
 		}
 		if impatient := o.closing.Load(); impatient != nil {
 			impatient.Reset(o.finish) // it answers, so waiting on is worth it
 		}
 	}
+	return true
 }
 
 // sendMetrics is the worker for the ledger and the histograms: every so often, and once at the end.
@@ -326,15 +426,26 @@ func (o *OTLP) Status() *api.SinkStatus {
 	return s
 }
 
+var spoolRecovered = prometheus.NewDesc("weft_spool_recovered_records_total",
+	"Flow records that an earlier run left in the spool, by what became of them: acknowledged, lost.", []string{"outcome"}, nil)
+
 var otlpRequests = prometheus.NewDesc("weft_otlp_requests_total",
 	"OTLP requests by signal and by what the answer meant: ok, retrying, refused, rejected (in part), too_large.",
 	[]string{"signal", "outcome"}, nil)
 
-// Describe sends the description of weft_otlp_requests_total.
-func (o *OTLP) Describe(ch chan<- *prometheus.Desc) { ch <- otlpRequests }
+// Describe sends the descriptions of what Collect sends.
+func (o *OTLP) Describe(ch chan<- *prometheus.Desc) {
+	ch <- otlpRequests
+	ch <- spoolRecovered
+}
 
-// Collect sends weft_otlp_requests_total.
+// Collect sends weft_otlp_requests_total and weft_spool_recovered_records_total.
 func (o *OTLP) Collect(ch chan<- prometheus.Metric) {
+	if o.spool != nil {
+		for i, outcome := range []string{"acknowledged", "lost"} {
+			ch <- prometheus.MustNewConstMetric(spoolRecovered, prometheus.CounterValue, float64(o.recovered[i].Load()), outcome)
+		}
+	}
 	for _, l := range []*link{o.logs, o.metrics} {
 		if l == nil {
 			continue

@@ -4,8 +4,10 @@ package exporter
 
 import (
 	"fmt"
+	"log/slog"
 
 	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	common "go.opentelemetry.io/proto/otlp/common/v1"
 	logs "go.opentelemetry.io/proto/otlp/logs/v1"
 	"google.golang.org/protobuf/proto"
 )
@@ -19,7 +21,11 @@ const minSplit = 16 << 10
 type batch struct {
 	body    []byte
 	records int
+	from    *spooled // where it waits on disk; nil: only here
 }
+
+// nameBatchID is the attribute of the scope that is the same in every try.
+const nameBatchID = "weft.batch.id"
 
 func newBatch(m *collogs.ExportLogsServiceRequest) (batch, error) {
 	b := batch{records: logCount(m)}
@@ -43,15 +49,28 @@ func (b batch) halves() ([]batch, error) {
 	rl := m.ResourceLogs[0]
 	sl := rl.ScopeLogs[0]
 	var parts []batch
-	for _, half := range [][]*logs.LogRecord{sl.LogRecords[:b.records/2], sl.LogRecords[b.records/2:]} {
+	for i, half := range [][]*logs.LogRecord{sl.LogRecords[:b.records/2], sl.LogRecords[b.records/2:]} {
 		part, err := newBatch(&collogs.ExportLogsServiceRequest{ResourceLogs: []*logs.ResourceLogs{{
 			Resource: rl.Resource, SchemaUrl: rl.SchemaUrl,
-			ScopeLogs: []*logs.ScopeLogs{{Scope: sl.Scope, SchemaUrl: sl.SchemaUrl, LogRecords: half}},
+			ScopeLogs: []*logs.ScopeLogs{{Scope: halfScope(sl.Scope, i), SchemaUrl: sl.SchemaUrl, LogRecords: half}},
 		}}})
 		if err != nil {
 			return nil, err
 		}
+		part.from = b.from
 		parts = append(parts, part)
 	}
 	return parts, nil
+}
+
+// halfScope is scope with an id of its own for the i-th half: the same in every try.
+func halfScope(scope *common.InstrumentationScope, i int) *common.InstrumentationScope {
+	half := &common.InstrumentationScope{Name: scope.GetName(), Version: scope.GetVersion()}
+	for _, a := range scope.GetAttributes() {
+		if a.GetKey() == nameBatchID {
+			a = keyValue(slog.String(nameBatchID, fmt.Sprintf("%s.%d", a.GetValue().GetStringValue(), i)))
+		}
+		half.Attributes = append(half.Attributes, a)
+	}
+	return half
 }

@@ -25,6 +25,7 @@ type queue struct {
 	mu                sync.Mutex
 	limit             uint64
 	waiting           [][]flows.Record
+	parked            uint64 // of account.Waiting: on disk, beyond limit
 	account           flows.SinkAccount
 	closed, abandoned bool
 	ready             chan struct{} // one token: there is something to take, or closed
@@ -54,7 +55,7 @@ func (q *queue) put(records []flows.Record) {
 		q.account.Lost["shutdown"] += n
 		return
 	}
-	if room := q.limit - q.account.Waiting; n > room {
+	if room := q.limit - (q.account.Waiting - q.parked); n > room {
 		q.account.Lost["queue_full"] += n - room
 		n = room
 	}
@@ -73,7 +74,7 @@ func (q *queue) next(most int, linger time.Duration) ([]flows.Record, bool) {
 	patient := linger > 0
 	for {
 		q.mu.Lock()
-		n := q.account.Waiting
+		n := q.gathered()
 		if n > 0 && (!patient || q.closed || n >= uint64(most)) {
 			defer q.mu.Unlock()
 			return q.take(most), true
@@ -120,6 +121,22 @@ func (q *queue) settle(acknowledged, lost int, reason string) {
 	if lost > 0 {
 		q.account.Lost[reason] += uint64(lost)
 	}
+}
+
+// park says that n taken records went on to wait on disk, outside the limit;
+// negative: they no longer do.
+func (q *queue) park(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.parked += uint64(n) // a negative n wraps around, as it should
+}
+
+// gathered is the number of records that next can take.
+func (q *queue) gathered() (n uint64) {
+	for _, w := range q.waiting {
+		n += uint64(len(w))
+	}
+	return n
 }
 
 // close refuses further records and wakes the worker.

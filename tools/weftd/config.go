@@ -77,7 +77,10 @@ func defaultConfig() Config {
 			kubernetes: true, containers: true, vms: true, sandboxes: true, processes: true,
 			runtimes: cni.DefaultRuntimes, results: cni.DefaultResults, leases: cni.DefaultLeases,
 		},
-		OTLP:  exporter.OTLPConfig{Flush: time.Second, Finish: exporter.DefaultFinish},
+		OTLP: exporter.OTLPConfig{
+			Flush: time.Second, Finish: exporter.DefaultFinish,
+			Spool: exporter.SpoolConfig{Size: exporter.DefaultSpoolSize, Age: exporter.DefaultSpoolAge},
+		},
 		Level: slog.LevelInfo,
 		Set:   map[string]origin{},
 	}

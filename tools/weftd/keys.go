@@ -93,6 +93,10 @@ var keys = []key{
 	text("exporter.otlp.ca", func(c *Config) *string { return &c.OTLP.CA }, anything),
 	text("exporter.otlp.certificate", func(c *Config) *string { return &c.OTLP.Certificate }, anything),
 	text("exporter.otlp.key", func(c *Config) *string { return &c.OTLP.Key }, anything),
+	text("exporter.spool.dir", func(c *Config) *string { return &c.OTLP.Spool.Dir }, checkSpool),
+	size("exporter.spool.size", func(c *Config) *int { return &c.OTLP.Spool.Size }, 16<<20, 1<<40),
+	duration("exporter.spool.age", func(c *Config) *time.Duration { return &c.OTLP.Spool.Age }, time.Minute, 365*24*time.Hour),
+	word("exporter.spool.sync", func(c *Config) *bool { return &c.OTLP.Spool.NoSync }, choice[bool]{"on", false}, choice[bool]{"off", true}),
 	duration("exporter.flush", func(c *Config) *time.Duration { return &c.OTLP.Flush }, 10*time.Millisecond, time.Minute),
 	duration("exporter.finish", func(c *Config) *time.Duration { return &c.OTLP.Finish }, 10*time.Millisecond, finishAtMost),
 
@@ -258,6 +262,17 @@ func checkFileOrNone(s string) error {
 func checkFolder(s string) error {
 	if !filepath.IsAbs(s) {
 		return fmt.Errorf("%q is not an absolute path; write one such as /var/lib/cni/results", s)
+	}
+	return nil
+}
+
+// checkSpool is checkFolder, or none.
+func checkSpool(s string) error {
+	if s == "" {
+		return nil
+	}
+	if !filepath.IsAbs(s) {
+		return fmt.Errorf("%q is not an absolute path; write one such as /var/lib/weft/spool", s)
 	}
 	return nil
 }

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// SpoolConfig says where requests wait on disk. The zero value: nowhere, they
+// wait in memory.
+type SpoolConfig struct {
+	Dir    string        // folder of its own; made when it is not there
+	Size   int           // bytes at most; over it the oldest are lost. 0: [DefaultSpoolSize]
+	Age    time.Duration // longest wait; over it they are lost. 0: [DefaultSpoolAge]
+	NoSync bool          // leave it to the kernel when it writes: a power cut may lose what is not yet on the disk
+}
+
+// maxHeld is how many requests wait in memory when the disk takes none: with
+// 3.5 MiB each, 14 MiB. The next ones wait in the queue, as records.
+const maxHeld = 4
+
+// What a spool may hold unless told otherwise.
+const (
+	DefaultSpoolSize = 1 << 30
+	DefaultSpoolAge  = 24 * time.Hour
+)
+
+// spool keeps encoded requests in order, each in a file of its own: a frame of
+// zstd, which has a checksum, written aside and renamed. The name has the order,
+// the run that made it and the number of records, so that a file whose content is
+// damaged is still accounted for. Bounded by Size and Age; the oldest go first.
+type spool struct {
+	c   SpoolConfig
+	run uint64 // random; with the number it is the id of a request, in any life of the agent
+	log *slog.Logger
+
+	mu      sync.Mutex
+	lock    *os.File // nil: the folder is not open yet
+	entries []*spooled
+	bytes   int
+	next    uint64 // number of the next request
+	fault   string // why the disk took nothing last time
+	closed  bool
+	wake    chan struct{} // one token: something to take, or closed
+}
+
+// spooled is one request that waits.
+type spooled struct {
+	name      string // of its file
+	records   int
+	size      int       // of the file
+	since     time.Time // with the monotonic clock, which no step of the wall clock moves
+	held      []byte    // nil: in the file
+	recovered bool      // an earlier run made it, and accounted for it
+	busy      bool      // being sent
+}
+
+// evicted is what became of requests that were not sent.
+type evicted struct {
+	spooled
+	reason string
+}
+
+const spoolSuffix = ".otlp.zst"
+
+func newSpool(c SpoolConfig, run uint64, log *slog.Logger) *spool {
+	c.Size, c.Age = cmp.Or(c.Size, DefaultSpoolSize), cmp.Or(c.Age, DefaultSpoolAge)
+	s := &spool{c: c, run: run, log: log.With("spool", c.Dir), wake: make(chan struct{}, 1)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.note(s.open())
+	return s
+}
+
+// open locks the folder and finds what an earlier run left.
+func (s *spool) open() error {
+	if s.lock != nil {
+		return nil
+	}
+	if err := os.MkdirAll(s.c.Dir, 0o700); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(filepath.Join(s.c.Dir, "lock"), os.O_CREATE|os.O_RDONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return errors.Join(fmt.Errorf("another process has the spool: %w", err), lock.Close())
+	}
+	found, err := s.scan()
+	if err != nil {
+		return errors.Join(err, lock.Close())
+	}
+	s.lock, s.entries = lock, append(found, s.entries...)
+	s.signal()
+	return nil
+}
+
+// scan lists the folder in order of the names and removes what was half written.
+func (s *spool) scan() ([]*spooled, error) {
+	files, err := os.ReadDir(s.c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	var found []*spooled
+	records, future := 0, 0
+	for _, f := range files { // in order of name
+		if strings.HasSuffix(f.Name(), spoolSuffix+".tmp") {
+			if err := os.Remove(filepath.Join(s.c.Dir, f.Name())); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		var number, run uint64
+		e := &spooled{name: f.Name(), recovered: true}
+		if n, _ := fmt.Sscanf(f.Name(), "%016x-%016x-%d"+spoolSuffix, &number, &run, &e.records); n != 3 || e.records <= 0 || spoolName(number, run, e.records) != f.Name() {
+			continue // not ours
+		}
+		info, err := f.Info()
+		if err != nil {
+			return nil, err
+		}
+		e.size = int(info.Size())
+		age := time.Since(info.ModTime())
+		if age < 0 {
+			future++
+			age = 0
+		}
+		e.since = time.Now().Add(-age)
+		s.bytes += e.size
+		s.next = max(s.next, number+1)
+		records += e.records
+		found = append(found, e)
+	}
+	if len(found) > 0 {
+		s.log.Info("requests of an earlier run wait in the spool", "requests", len(found), "records", records)
+	}
+	if future > 0 {
+		s.log.Warn("clock was set back: spooled requests are from the future and count as new", "requests", future)
+	}
+	return found, nil
+}
+
+func spoolName(number, run uint64, records int) string {
+	return fmt.Sprintf("%016x-%016x-%d%s", number, run, records, spoolSuffix)
+}
+
+// id is what the next request is to be called: the same in every try, in this
+// life of the agent and the next, and of no other request.
+func (s *spool) id() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return batchID(s.next, s.run)
+}
+
+func batchID(number, run uint64) string { return fmt.Sprintf("%016x-%016x", number, run) }
+
+// put takes a request, on disk or, when that fails, in memory; false: neither has
+// room, try again later. What had to go for it is in lost; kept says that it is
+// on disk.
+func (s *spool) put(body []byte, records int) (ok, kept bool, lost []evicted) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := &spooled{name: spoolName(s.next, s.run, records), records: records, since: time.Now()}
+	packed, err := packers["zstd"](body)
+	if err == nil {
+		e.size = len(packed)
+		lost = append(s.expire(), s.makeRoom(e.size)...)
+		err = s.write(e.name, packed)
+	}
+	s.note(err)
+	if err != nil {
+		held := 0
+		for _, other := range s.entries {
+			if other.held != nil {
+				held++
+			}
+		}
+		if held >= maxHeld {
+			return false, false, lost
+		}
+		e.size, e.held = 0, slices.Clone(body)
+	}
+	s.next++
+	s.bytes += e.size
+	s.entries = append(s.entries, e)
+	s.signal()
+	return true, err == nil, lost
+}
+
+// write makes a file that is there whole or not at all.
+func (s *spool) write(name string, content []byte) error {
+	if err := s.open(); err != nil {
+		return err
+	}
+	path := filepath.Join(s.c.Dir, name)
+	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil && !s.c.NoSync {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(path+".tmp", path)
+	}
+	if err != nil {
+		_ = os.Remove(path + ".tmp") // the disk's first error is what counts; the next start removes it
+		return err
+	}
+	if s.c.NoSync {
+		return nil
+	}
+	dir, err := os.Open(s.c.Dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// expire removes what has waited for longer than Age.
+func (s *spool) expire() []evicted {
+	return s.evict("spool_age", func(e *spooled) bool { return time.Since(e.since) > s.c.Age })
+}
+
+// makeRoom removes the oldest until size more bytes fit.
+func (s *spool) makeRoom(size int) []evicted {
+	return s.evict("spool_full", func(e *spooled) bool { return e.held == nil && s.bytes+size > s.c.Size })
+}
+
+// evict removes, from the oldest on, what is chosen and not being sent.
+func (s *spool) evict(reason string, chosen func(*spooled) bool) (lost []evicted) {
+	var left []*spooled
+	for _, e := range s.entries {
+		if e.busy || !chosen(e) {
+			left = append(left, e)
+			continue
+		}
+		s.unlink(e)
+		lost = append(lost, evicted{*e, reason})
+	}
+	s.entries = left
+	return lost
+}
+
+// unlink takes e's file away.
+func (s *spool) unlink(e *spooled) {
+	s.bytes -= e.size
+	if e.held != nil {
+		return
+	}
+	if err := os.Remove(filepath.Join(s.c.Dir, e.name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.note(fmt.Errorf("it will be sent again after a restart: %w", err))
+	}
+}
+
+// take is the oldest request; nil: none now. What it could not read is in lost.
+func (s *spool) take() (e *spooled, body []byte, lost []evicted, closed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lost = s.expire()
+	for len(s.entries) > 0 {
+		e = s.entries[0]
+		body, err := s.read(e)
+		if err == nil {
+			e.busy = true
+			return e, body, lost, false
+		}
+		s.log.Warn("spooled request is damaged, its records are lost", "file", e.name, "records", e.records, "err", err)
+		s.unlink(e)
+		s.entries = s.entries[1:]
+		lost = append(lost, evicted{*e, "spool_damaged"})
+	}
+	return nil, nil, lost, s.closed
+}
+
+func (s *spool) read(e *spooled) ([]byte, error) {
+	if e.held != nil {
+		return e.held, nil
+	}
+	packed, err := os.ReadFile(filepath.Join(s.c.Dir, e.name))
+	if err != nil {
+		return nil, err
+	}
+	d, err := zstdDecoder()
+	if err != nil {
+		return nil, err
+	}
+	body, err := d.DecodeAll(packed, nil)
+	if err == nil && len(body) == 0 {
+		err = errors.New("the file is empty")
+	}
+	return body, err
+}
+
+// done is told that e was answered for good.
+func (s *spool) done(e *spooled) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unlink(e)
+	s.entries = slices.DeleteFunc(s.entries, func(other *spooled) bool { return other == e })
+}
+
+// finish says that nothing more is put.
+func (s *spool) finish() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	s.signal()
+}
+
+// close frees the folder and returns what was in memory only.
+func (s *spool) close() (held []evicted, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	left := 0
+	for _, e := range s.entries {
+		if e.held != nil {
+			held = append(held, evicted{*e, "shutdown"})
+		} else {
+			left += e.records
+		}
+	}
+	if left > 0 {
+		s.log.Info("records wait in the spool for the next start", "records", left)
+	}
+	if s.lock != nil {
+		err = s.lock.Close()
+	}
+	return held, err
+}
+
+// note logs when the disk stops or starts to take requests.
+func (s *spool) note(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if (text == "") == (s.fault == "") {
+		s.fault = text
+		return
+	}
+	if s.fault = text; text != "" {
+		s.log.Warn("spool cannot be written, requests wait in memory", "err", text)
+	} else {
+		s.log.Info("spool is written again")
+	}
+}
+
+func (s *spool) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// testSpool is a spool of small requests with its log.
+func testSpool(t *testing.T, c SpoolConfig) (*spool, *syncBuffer) {
+	t.Helper()
+	log := &syncBuffer{}
+	s := newSpool(c, 7, slog.New(slog.NewTextHandler(log, nil)))
+	t.Cleanup(func() {
+		if s.lock != nil {
+			_ = s.lock.Close() // a test that cares has closed it before
+		}
+	})
+	return s, log
+}
+
+func put(t *testing.T, s *spool, body string) (kept bool, lost []evicted) {
+	t.Helper()
+	ok, kept, lost := s.put([]byte(body), 10)
+	if !ok {
+		t.Fatalf("put %q: no room", body)
+	}
+	return kept, lost
+}
+
+// drain takes everything and returns the bodies, and the reasons of what was lost.
+func drain(t *testing.T, s *spool) (bodies, lost []string) {
+	t.Helper()
+	for {
+		e, body, gone, _ := s.take()
+		for _, g := range gone {
+			lost = append(lost, fmt.Sprint(g.reason, " ", g.records))
+		}
+		if e == nil {
+			return bodies, lost
+		}
+		bodies = append(bodies, string(body))
+		s.done(e)
+	}
+}
+
+func files(t *testing.T, dir string) []string {
+	t.Helper()
+	all, err := filepath.Glob(filepath.Join(dir, "*"+spoolSuffix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func TestSpoolReplaysInOrderAfterAKill(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := testSpool(t, SpoolConfig{Dir: dir})
+	for _, body := range []string{"a", "b", "c"} {
+		put(t, s, body)
+	}
+	if err := s.lock.Close(); err != nil { // as a killed process leaves it
+		t.Fatal(err)
+	}
+	half := filepath.Join(dir, spoolName(99, 7, 10)+".tmp")
+	if err := os.WriteFile(half, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again, log := testSpool(t, SpoolConfig{Dir: dir})
+	put(t, again, "d")
+	if got, lost := drain(t, again); strings.Join(got, "") != "abcd" || lost != nil {
+		t.Errorf("got %q, lost %v, want abcd in order", got, lost)
+	}
+	if _, err := os.Stat(half); err == nil || len(files(t, dir)) != 0 {
+		t.Errorf("got files %v and %v, want none left", files(t, dir), half)
+	}
+	if !strings.Contains(log.String(), "records=30") {
+		t.Errorf("got log %q, want it to tell of 30 records", log.String())
+	}
+}
+
+func TestDamagedSpoolFilesAreCountedAndTheOthersSent(t *testing.T) {
+	for name, damage := range map[string]func(b []byte) []byte{
+		"torn":        func(b []byte) []byte { return b[:len(b)/2] },
+		"empty":       func([]byte) []byte { return nil },
+		"bit flipped": func(b []byte) []byte { b[len(b)-6] ^= 4; return b },
+		"foreign":     func([]byte) []byte { return []byte("not zstd at all") },
+	} {
+		dir := t.TempDir()
+		s, log := testSpool(t, SpoolConfig{Dir: dir})
+		for _, body := range []string{"first of them", "second of them", "third of them"} {
+			put(t, s, body)
+		}
+		hit := files(t, dir)[1]
+		content, err := os.ReadFile(hit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(hit, damage(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, lost := drain(t, s)
+		if strings.Join(got, "|") != "first of them|third of them" || len(lost) != 1 || lost[0] != "spool_damaged 10" {
+			t.Errorf("%s: got %q, lost %v, want the first, the third, and 10 records counted", name, got, lost)
+		}
+		if n := strings.Count(log.String(), "damaged"); n != 1 || !strings.Contains(log.String(), filepath.Base(hit)) {
+			t.Errorf("%s: got log %q, want one line that names the file", name, log.String())
+		}
+	}
+}
+
+func TestSpoolLosesTheOldestFirstAndCountsThem(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := testSpool(t, SpoolConfig{Dir: dir, Size: 100})
+	var lost []evicted
+	for i := range 20 {
+		_, gone := put(t, s, fmt.Sprintf("request %02d", i))
+		lost = append(lost, gone...)
+		if s.bytes > 100 {
+			t.Fatalf("got %d bytes after request %d, want at most 100", s.bytes, i)
+		}
+	}
+	got, _ := drain(t, s)
+	if len(got)+len(lost) != 20 || len(got) < 2 || got[len(got)-1] != "request 19" || got[0] != fmt.Sprintf("request %02d", len(lost)) {
+		t.Errorf("got %q after %d were lost, want the newest of 20", got, len(lost))
+	}
+	if lost[0].reason != "spool_full" || lost[0].records != 10 || s.bytes != 0 {
+		t.Errorf("got %+v, %d bytes left, want spool_full of 10 records and none", lost[0], s.bytes)
+	}
+}
+
+func TestAgeCountsFromAClockThatCannotBeSet(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := testSpool(t, SpoolConfig{Dir: dir})
+	put(t, s, "from the future")
+	put(t, s, "a day old")
+	put(t, s, "new")
+	all := files(t, dir)
+	for file, age := range map[string]time.Duration{all[0]: -1000 * time.Hour, all[1]: 25 * time.Hour} {
+		at := time.Now().Add(-age)
+		if err := os.Chtimes(file, at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, log := testSpool(t, SpoolConfig{Dir: dir})
+	got, lost := drain(t, again)
+	if strings.Join(got, "|") != "from the future|new" || len(lost) != 1 || lost[0] != "spool_age 10" {
+		t.Errorf("got %q, lost %v, want the one of a day ago lost", got, lost)
+	}
+	if !strings.Contains(log.String(), "clock was set back") {
+		t.Errorf("got log %q, want a line about the clock", log.String())
+	}
+}
+
+// smallDisk is a file system of 64 KiB of the test's own.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("weft-test", dir, "tmpfs", 0, "size=64k"); err != nil {
+		if os.Getenv("WEFT_REQUIRE_BPF") == "1" {
+			t.Fatalf("mount a small disk: %v", err)
+		}
+		t.Skipf("mount a small disk: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func TestDiskThatTakesNothingHoldsUpNothing(t *testing.T) {
+	for name, c := range map[string]struct {
+		breakIt, mend func(dir string) error
+		want          string
+	}{
+		"full": {
+			func(dir string) error {
+				err := os.WriteFile(filepath.Join(dir, "ballast"), make([]byte, 1<<20), 0o600)
+				if err == nil {
+					return fmt.Errorf("the disk of 64 KiB took a MiB")
+				}
+				return nil
+			},
+			func(dir string) error { return os.Remove(filepath.Join(dir, "ballast")) }, "no space left",
+		},
+		"read-only": {
+			func(dir string) error { return unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "") },
+			func(dir string) error { return unix.Mount("", dir, "", unix.MS_REMOUNT, "") }, "read-only file system",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := smallDisk(t)
+			s, log := testSpool(t, SpoolConfig{Dir: filepath.Join(dir, "spool")})
+			if kept, _ := put(t, s, "0"); !kept {
+				t.Fatal("got a request in memory, want it on disk")
+			}
+			if err := c.breakIt(dir); err != nil {
+				t.Fatal(err)
+			}
+			for i := 1; i <= maxHeld; i++ {
+				if kept, _ := put(t, s, fmt.Sprint(i)); kept {
+					t.Errorf("request %d: got it on a disk that takes nothing", i)
+				}
+			}
+			if ok, _, _ := s.put([]byte("5"), 10); ok {
+				t.Error("got room for more requests in memory than maxHeld")
+			}
+			if err := c.mend(dir); err != nil {
+				t.Fatal(err)
+			}
+			if kept, _ := put(t, s, "5"); !kept {
+				t.Error("got a request in memory, want it on the mended disk")
+			}
+			if got, lost := drain(t, s); strings.Join(got, "") != "012345" || lost != nil {
+				t.Errorf("got %q, lost %v, want all in order", got, lost)
+			}
+			text := log.String()
+			if strings.Count(text, "cannot be written") != 1 || strings.Count(text, "written again") != 1 || !strings.Contains(text, c.want) {
+				t.Errorf("got log %q, want one line when it broke, with %q, and one when it was mended", text, c.want)
+			}
+		})
+	}
+}
+
+func TestRecordsOutliveTheirAgentAndArriveOnceByTheirID(t *testing.T) {
+	dir := t.TempDir()
+	down := &receiver{answer: func(context.Context, int) (*collogs.ExportLogsServiceResponse, error) {
+		return nil, status.Error(codes.Unavailable, "down")
+	}}
+	sink := func(r *receiver) *OTLP {
+		o, err := NewOTLP(OTLPConfig{
+			Endpoint: "http://" + r.listen(t), Getenv: env(), Flush: time.Millisecond, Finish: 100 * time.Millisecond, Queue: 100, Spool: SpoolConfig{Dir: dir},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	first := sink(down)
+	for range 5 { // five times what the queue in memory holds
+		export(t, first, records(100)...)
+		eventually(t, "the disk", func() bool {
+			first.queue.mu.Lock()
+			defer first.queue.mu.Unlock()
+			return first.queue.parked == first.queue.account.Waiting
+		})
+	}
+	if err := closeOTLP(t, first, 10*time.Second); err != nil {
+		t.Error(err)
+	}
+	if a := first.Account(); a.Waiting != 500 || a.TotalLost() != 0 {
+		t.Errorf("after the stop: got %+v, want 500 waiting and none lost", a)
+	}
+	checkBalance(t, first.Account())
+
+	up := &receiver{}
+	second := sink(up)
+	export(t, second, records(7)...)
+	eventually(t, "everything", func() bool { return second.Account().Acknowledged == 7 && second.recovered[0].Load() == 500 })
+	if err := closeOTLP(t, second, 10*time.Second); err != nil {
+		t.Error(err)
+	}
+	checkBalance(t, second.Account())
+	if up.taken != 507 || len(files(t, dir)) != 0 {
+		t.Errorf("got %d records and files %v, want 507 and none", up.taken, files(t, dir))
+	}
+}
+
+func TestEveryBatchHasAnIDThatItsHalvesExtend(t *testing.T) {
+	e, err := NewLogEncoder(nil, "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Batch("here-1")
+	body, n := e.Append(nil, records(100), t0)
+	halves, err := batch{body: body, records: n}.halves()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := batchIDs(t, append([]batch{{body: body, records: n}}, halves...))
+	if want := "here-1 100,here-1.0 50,here-1.1 50"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func batchIDs(t *testing.T, all []batch) string {
+	t.Helper()
+	var ids []string
+	for _, b := range all {
+		var m collogs.ExportLogsServiceRequest
+		if err := proto.Unmarshal(b.body, &m); err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range m.ResourceLogs[0].ScopeLogs[0].Scope.Attributes {
+			ids = append(ids, fmt.Sprint(a.Value.GetStringValue(), " ", logCount(&m)))
+		}
+	}
+	return strings.Join(ids, ",")
+}
