@@ -230,150 +230,6 @@ func (o *OTLP) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// encodeLogs is the worker that makes requests of records, and sends them too
-// when there is no spool.
-func (o *OTLP) encodeLogs() {
-	if o.spool != nil {
-		defer o.spool.finish()
-	}
-	for {
-		records, ok := o.queue.next(maxBatchRecords, o.flush)
-		if !ok {
-			return
-		}
-		for len(records) > 0 {
-			if o.spool != nil {
-				o.logEncoder.Batch(o.spool.id())
-			} else {
-				o.logEncoder.Batch(batchID(o.batches, o.run))
-				o.batches++
-			}
-			body, n := o.logEncoder.Append(o.body[:0], records, time.Now())
-			o.body = body
-			switch {
-			case n == 0:
-				n = 1
-				o.queue.settle(0, 1, "too_large")
-			case o.spool != nil:
-				o.keep(body, n)
-			default:
-				o.sendBatch(batch{body: body, records: n})
-			}
-			records = records[n:]
-		}
-	}
-}
-
-// keep puts a request into the spool; while neither disk nor memory has room
-// for it, records wait in the queue.
-func (o *OTLP) keep(body []byte, n int) {
-	for {
-		ok, kept, lost := o.spool.put(body, n)
-		o.lose(lost)
-		if kept {
-			o.queue.park(n)
-		}
-		if ok {
-			return
-		}
-		select {
-		case <-o.ctx.Done():
-			o.queue.settle(0, n, "shutdown")
-			return
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-// sendSpooled is the worker that sends what waits in the spool, the oldest first.
-func (o *OTLP) sendSpooled() {
-	for {
-		e, body, lost, closed := o.spool.take()
-		o.lose(lost)
-		switch {
-		case e != nil && (o.ctx.Err() != nil || !o.sendBatch(batch{body: body, records: e.records, from: e})):
-			return // it waits for the next start
-		case e != nil:
-			o.spool.done(e)
-			continue
-		case closed:
-			return
-		}
-		select {
-		case <-o.spool.wake:
-		case <-o.ctx.Done():
-			return
-		}
-	}
-}
-
-// lose accounts for requests that left the spool otherwise than by being sent.
-func (o *OTLP) lose(lost []evicted) {
-	for _, e := range lost {
-		o.settle(batch{records: e.records, from: &e.spooled}, 0, e.records, e.reason)
-	}
-}
-
-// settle accounts for records of b; those of an earlier run are in its account.
-func (o *OTLP) settle(b batch, acknowledged, lost int, reason string) {
-	if b.from != nil {
-		b.from.records -= acknowledged + lost
-	}
-	if b.from != nil && b.from.recovered {
-		o.recovered[0].Add(uint64(acknowledged))
-		o.recovered[1].Add(uint64(lost))
-		return
-	}
-	if b.from != nil && b.from.held == nil {
-		o.queue.park(-acknowledged - lost)
-	}
-	o.queue.settle(acknowledged, lost, reason)
-}
-
-// sendBatch delivers b, in parts if the receiver wants smaller requests, and says
-// of each part what became of it. False: the sink closed before all were answered,
-// and what waits on disk goes on waiting.
-func (o *OTLP) sendBatch(b batch) bool {
-	for parts := []batch{b}; len(parts) > 0; {
-		b, parts = parts[0], parts[1:]
-		a := answer{state: stateRetry} // so that a sink that is closed sends nothing
-		if o.ctx.Err() == nil {
-			if o.logs.tooLarge(b) {
-				if halves, err := b.halves(); err == nil {
-					parts = append(halves, parts...)
-					continue
-				}
-			}
-			a = o.logs.deliver(o.ctx, b.body)
-		}
-		switch a.state {
-		case stateOK:
-			o.settle(b, b.records, 0, "")
-		case statePartial:
-			lost := int(min(a.rejected, int64(b.records)))
-			o.settle(b, b.records-lost, lost, "rejected")
-		case stateTooLarge:
-			if o.logs.shrink(b) {
-				parts = append([]batch{b}, parts...)
-				continue
-			}
-			o.settle(b, 0, b.records, "too_large")
-		case stateRefused:
-			o.settle(b, 0, b.records, "refused")
-		default:
-			if b.from != nil {
-				return false
-			}
-			o.settle(b, 0, b.records, "shutdown")
-			continue
-		}
-		if impatient := o.closing.Load(); impatient != nil {
-			impatient.Reset(o.finish) // it answers, so waiting on is worth it
-		}
-	}
-	return true
-}
-
 // sendMetrics is the worker for the ledger and the histograms: every so often, and once at the end.
 func (o *OTLP) sendMetrics(every time.Duration) {
 	tick := time.NewTicker(every)
@@ -426,6 +282,17 @@ func (o *OTLP) Status() *api.SinkStatus {
 	return s
 }
 
+// Spooled is how many of the account's waiting records are on disk. It may lag
+// behind [OTLP.Account] by the request at hand.
+func (o *OTLP) Spooled() uint64 {
+	o.queue.mu.Lock()
+	defer o.queue.mu.Unlock()
+	return uint64(max(int64(o.queue.parked), 0)) // less than none: sent before it was noted
+}
+
+var spoolWaiting = prometheus.NewDesc("weft_spool_waiting_records",
+	"Flow records of this run that wait on disk for the OTLP receiver.", nil, nil)
+
 var spoolRecovered = prometheus.NewDesc("weft_spool_recovered_records_total",
 	"Flow records that an earlier run left in the spool, by what became of them: acknowledged, lost.", []string{"outcome"}, nil)
 
@@ -437,11 +304,13 @@ var otlpRequests = prometheus.NewDesc("weft_otlp_requests_total",
 func (o *OTLP) Describe(ch chan<- *prometheus.Desc) {
 	ch <- otlpRequests
 	ch <- spoolRecovered
+	ch <- spoolWaiting
 }
 
-// Collect sends weft_otlp_requests_total and weft_spool_recovered_records_total.
+// Collect sends weft_otlp_requests_total and weft_spool_*.
 func (o *OTLP) Collect(ch chan<- prometheus.Metric) {
 	if o.spool != nil {
+		ch <- prometheus.MustNewConstMetric(spoolWaiting, prometheus.GaugeValue, float64(o.Spooled()))
 		for i, outcome := range []string{"acknowledged", "lost"} {
 			ch <- prometheus.MustNewConstMetric(spoolRecovered, prometheus.CounterValue, float64(o.recovered[i].Load()), outcome)
 		}
