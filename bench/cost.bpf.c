@@ -76,7 +76,7 @@ int bench_parse(struct __sk_buff *skb)
 	mutate(skb);
 	p.l2_len = ETH_HLEN;
 	if (parse_frame(skb, &p) == WEFT_PARSED)
-		sink = flow_hash(&p);
+		sink = flow_hash(&p, p.words[4] >> 56 & WEFT_KIND_IPV4);
 	return TC_ACT_UNSPEC;
 }
 

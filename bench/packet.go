@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"runtime"
 	"time"
 
@@ -200,7 +201,7 @@ func loadPrograms(flows, slots int, options bpf.FlowWeftOption) (*ebpf.Collectio
 	}
 	buckets := slots / int(bpf.FlowWeftLimitsWEFT_WAYS)
 	cfg := bpf.FlowFlowConfig{
-		BucketMask: uint32(buckets - 1), PlaceMask: placesPerCPU - 1, RingWake: 1 << 20, Netns: 1, FirstPlace: 1,
+		Slots: uint32(slots), SlotShift: uint32(64 - bits.TrailingZeros(uint(slots))), PlaceMask: placesPerCPU - 1, RingWake: 1 << 20, Netns: 1, FirstPlace: 1,
 		Options: uint32(options), ConvMask: uint32(buckets - 1),
 	}
 	var seed [40]byte
@@ -215,7 +216,7 @@ func loadPrograms(flows, slots int, options bpf.FlowWeftOption) (*ebpf.Collectio
 		return nil, err
 	}
 	for name, n := range map[string]int{
-		"slots": cpus * buckets, "cold_lines": cpus * buckets, "tcp_lines": cpus * buckets, "tcp_convs": buckets, "latencies": 64, "places": cpus * placesPerCPU,
+		"slots": cpus * slots, "cold_lines": cpus * buckets, "tcp_lines": cpus * buckets, "tcp_convs": buckets, "latencies": 64, "places": cpus * placesPerCPU,
 		"rare": placesPerCPU * int(bpf.FlowWeftHookWEFT_HOOKS), "evicted": 4 << 20, "peer": max(flows, 65536),
 	} {
 		spec.Maps[name].MaxEntries = uint32(n)

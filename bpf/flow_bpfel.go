@@ -37,11 +37,6 @@ type FlowDnsSeen struct {
 	Lost uint64
 }
 
-type FlowFlowBucket struct {
-	_   structs.HostLayout
-	Way [8]FlowFlowSlot
-}
-
 type FlowFlowCold struct {
 	_       structs.HostLayout
 	FirstNs uint64
@@ -58,7 +53,8 @@ type FlowFlowCold struct {
 type FlowFlowConfig struct {
 	_          structs.HostLayout
 	HashKey    [5]uint64
-	BucketMask uint32
+	Slots      uint32
+	SlotShift  uint32
 	PlaceMask  uint32
 	RareMask   uint32
 	RingWake   uint32
@@ -66,6 +62,7 @@ type FlowFlowConfig struct {
 	FirstPlace uint32
 	Options    uint32
 	ConvMask   uint32
+	Pad        uint32
 }
 
 type FlowFlowControl struct {

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"strings"
 
@@ -247,8 +248,8 @@ func (o *objects) configure() {
 	for i := range o.config.HashKey {
 		o.config.HashKey[i] = binary.NativeEndian.Uint64(seed[i*8:])
 	}
-	buckets := s.slots / bucketSize
-	o.config.BucketMask = uint32(buckets - 1)
+	o.config.Slots = uint32(s.slots)
+	o.config.SlotShift = uint32(64 - bits.TrailingZeros(uint(s.slots)))
 	o.config.PlaceMask = uint32(s.places - 1)
 	o.config.RareMask = uint32(s.shards - 1)
 	o.config.RingWake = uint32(s.ring / 4)
@@ -270,7 +271,7 @@ func (o *objects) resize(spec *ebpf.CollectionSpec) {
 	for name, n := range map[string]uint32{
 		bpf.FlowMapTcpLines: lines, bpf.HealthMapTcpConvs: pairs, bpf.HealthMapLatencies: histograms,
 		bpf.FlowMapPlaces: uint32(s.cpus * s.places), bpf.FlowMapRare: uint32(s.shards * s.places * hooks),
-		bpf.FlowMapSlots:     buckets,
+		bpf.FlowMapSlots:     uint32(s.cpus * s.slots),
 		bpf.FlowMapColdLines: buckets, bpf.FlowMapEvicted: uint32(s.ring), bpf.FlowMapDnsPackets: uint32(s.dns),
 	} {
 		if m := spec.Maps[name]; m != nil {

@@ -24,12 +24,12 @@ func benchmarkDrain(b *testing.B, live int) {
 	defer h.d.Close()
 	defer h.progs.close()
 	t := h.d.table.(*slotTable)
-	w, err := mapArray[bpf.FlowFlowBucket](h.d.objs.maps[bpf.FlowMapSlots], unix.PROT_READ|unix.PROT_WRITE)
+	w, err := mapArray[bpf.FlowFlowSlot](h.d.objs.maps[bpf.FlowMapSlots], unix.PROT_READ|unix.PROT_WRITE)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer w.close()
-	slot := func(i int) *bpf.FlowFlowSlot { return &w.v[i/4].Way[i%4*2] } // every second way: a load of one half
+	slot := func(i int) *bpf.FlowFlowSlot { return &w.v[2*i] } // every second one: a load of one half
 	for i := range live {
 		s := slot(i)
 		s.Tag = uint64(i+1)<<24 | 1<<24

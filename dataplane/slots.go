@@ -68,12 +68,11 @@ type leftKey struct {
 func newSlotTable(d *Dataplane) (*slotTable, error) {
 	t := &slotTable{d: d, left: map[leftKey]known{}, leftL: map[leftKey]tcpKnown{}, lastScan: time.Now().UnixNano()}
 	m := d.objs.maps
-	n := int(m[bpf.FlowMapSlots].MaxEntries()) * bucketSize
-	buckets, err := mapArray[bpf.FlowFlowBucket](m[bpf.FlowMapSlots], unix.PROT_READ)
-	if err != nil {
+	n := int(m[bpf.FlowMapSlots].MaxEntries())
+	var err error
+	if t.slots, err = mapArray[bpf.FlowFlowSlot](m[bpf.FlowMapSlots], unix.PROT_READ); err != nil {
 		return nil, err
 	}
-	t.slots = mapping[bpf.FlowFlowSlot]{v: unsafe.Slice(&buckets.v[0].Way[0], n), mem: buckets.mem}
 	t.cold = mapLazily[bpf.FlowFlowCold](m[bpf.FlowMapColdLines], n)
 	t.known = make([]known, n)
 	if d.objs.size.tcp {

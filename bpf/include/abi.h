@@ -71,10 +71,6 @@ struct flow_slot {
 };
 _Static_assert(sizeof(struct flow_slot) == 64, "flow_slot layout");
 
-struct flow_bucket {
-	struct flow_slot way[WEFT_WAYS];
-};
-
 /* What is written once, when a flow takes its slot. */
 struct flow_cold {
 	__u64 first_ns; /* CLOCK_MONOTONIC */
@@ -241,7 +237,8 @@ _Static_assert(sizeof(struct flow_control) == 32, "flow_control layout");
 /* Set once before load; the sizes agree with the maps' max_entries. */
 struct flow_config {
 	__u64 hash_key[5]; /* random: the hash is not guessable from outside */
-	__u32 bucket_mask; /* buckets of one CPU - 1 */
+	__u32 slots;	   /* of one CPU: 2^(64 - slot_shift) */
+	__u32 slot_shift;  /* the hash's bits above say where a flow's first slot is */
 	__u32 place_mask;  /* places of one CPU - 1 */
 	__u32 rare_mask;   /* shards of rare - 1 */
 	__u32 ring_wake;   /* wake the reader when the ring holds so many bytes */
@@ -249,8 +246,9 @@ struct flow_config {
 	__u32 first_place; /* where to look for ifindex 0; differs by namespace */
 	__u32 options;	   /* enum weft_option, or-ed */
 	__u32 conv_mask;   /* buckets of tcp_convs - 1 */
+	__u32 pad;
 };
-_Static_assert(sizeof(struct flow_config) == 72, "flow_config layout");
+_Static_assert(sizeof(struct flow_config) == 80, "flow_config layout");
 
 /* flow_config.options: what is measured beside packets and bytes */
 enum weft_option {

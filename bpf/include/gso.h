@@ -151,15 +151,10 @@ __noinline __u32 count_gso(frame_t *ctx, struct packet *p)
 }
 #endif
 
-/* Bytes of the frame on the wire, if it is one packet. */
-static __always_inline __u32 wire_len(frame_t *ctx)
+/* Bytes of the frame on the wire, if it is one packet: a tag beside it is there too. */
+static __always_inline __u32 wire_len(frame_t *ctx, const struct packet *p)
 {
-#ifdef WEFT_XDP
-	return frame_len(ctx);
-#else
-	/* a tag that is beside the frame is on the wire all the same */
-	return ctx->len + (unlikely(ctx->vlan_present) ? 4 : 0);
-#endif
+	return frame_len(ctx) + p->beside;
 }
 
 #endif

@@ -16,12 +16,13 @@ static __always_inline __u64 nh(__u32 a, __u32 b, __u64 k)
 	return (__u64)(__u32)(a + (__u32)k) * (__u32)(b + (__u32)(k >> 32));
 }
 
-static __always_inline __u64 flow_hash(const struct packet *p)
+/* The upper bits say where, the lower ones are the tag's. */
+static __always_inline __u64 flow_hash(const struct packet *p, int ipv4)
 {
 	__u64 tail = p->words[4];
 	__u64 h = nh(tail, tail >> 32, config.hash_key[4]);
 
-	if (likely(tail >> 56 & WEFT_KIND_IPV4)) {
+	if (ipv4) {
 		h += nh(p->words[1] >> 32, p->words[3] >> 32, config.hash_key[1]);
 	} else {
 #pragma unroll
@@ -30,8 +31,7 @@ static __always_inline __u64 flow_hash(const struct packet *p)
 	}
 	h += (__u64)p->vlan * 0xff51afd7ed558ccdULL;
 	h ^= h >> 32;
-	h *= 0x9e3779b97f4a7c15ULL;
-	return h ^ (h >> 29);
+	return h * 0x9e3779b97f4a7c15ULL;
 }
 
 #endif

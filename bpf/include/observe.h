@@ -40,9 +40,11 @@ static __always_inline void observe(frame_t *ctx, int hook)
 	if (likely(place)) {
 		p.l2_len = l->l2_len;
 		verdict = parse_frame(ctx, &p);
+	} else {
+		note_tag(ctx, &p);
 	}
 	packets = 1;
-	bytes = wire_len(ctx);
+	bytes = wire_len(ctx, &p);
 #ifndef WEFT_XDP
 	if (unlikely(ctx->gso_size)) {
 		p.bytes = bytes;

@@ -42,8 +42,7 @@ struct packet {
 		struct flow_key key;
 		__u64 words[5];
 	};
-	__u64 hash;    /* set by the table ... */
-	__u32 bucket;  /* ... for the path that takes a new slot */
+	__u64 hash;    /* set by the table for the path that takes a new slot */
 	__u32 vlan;    /* outer | inner << 12 */
 	__u32 bytes;   /* on the wire */
 	__u32 packets; /* on the wire */
@@ -51,7 +50,7 @@ struct packet {
 	__u32 seq; /* TCP, with WEFT_OPTION_TCP; host order */
 	__u32 ack;
 	__u32 payload; /* bytes */
-	__u32 slot;    /* of the flow in all partitions */
+	__u32 slot;    /* of the flow in all partitions, or the first where it may be */
 	__u16 window;
 	__u16 ip_id; /* IPv4, with TCP measured; network order */
 	__u16 point; /* in: where it was seen */
@@ -64,6 +63,7 @@ struct packet {
 	__u8 options; /* bytes of them in the TCP header */
 	__u8 dir;     /* which side of its connection sent it */
 	__u8 later;   /* a later fragment: there is no transport header at l4 */
+	__u8 beside;  /* bytes of a tag that the kernel keeps beside the frame */
 };
 
 const volatile struct flow_config config = {};
@@ -388,11 +388,26 @@ __noinline int parse_ipv6_direct(frame_t *ctx, struct packet *p, __u32 off)
 	return p ? parse_ipv6(ctx, p, off, DIRECT) : WEFT_SKIP_TRUNCATED;
 }
 
+/* Is there a tag beside the frame? */
+static __always_inline int note_tag(frame_t *ctx, struct packet *p)
+{
+#ifndef WEFT_XDP
+	if (unlikely(ctx->vlan_present)) {
+		p->vlan = ctx->vlan_tci & 0xfff;
+		p->beside = sizeof(struct vlan_tag);
+		return 1;
+	}
+#endif
+	return 0;
+}
+
 static __always_inline int parse_link(frame_t *ctx, struct packet *p, enum reach how)
 {
-	__u32 off = 0, tags = 0, vid;
+	__u32 off = 0, tags, vid;
 	__be16 proto;
 
+	p->vlan = 0;
+	tags = note_tag(ctx, p);
 	if (likely(p->l2_len)) {
 		struct ethhdr buf, *eth = header(ctx, 0, &buf, sizeof(buf), how);
 
@@ -407,13 +422,6 @@ static __always_inline int parse_link(frame_t *ctx, struct packet *p, enum reach
 		proto = ctx->protocol;
 #endif
 	}
-	p->vlan = 0;
-#ifndef WEFT_XDP
-	if (unlikely(ctx->vlan_present)) {
-		p->vlan = ctx->vlan_tci & 0xfff;
-		tags = 1;
-	}
-#endif
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
 		struct vlan_tag buf, *tag;

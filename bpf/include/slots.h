@@ -24,7 +24,7 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct flow_bucket);
+	__type(value, struct flow_slot);
 } slots SEC(".maps");
 
 struct {
@@ -113,29 +113,27 @@ static __always_inline int evict(struct flow_slot *s, const struct flow_cold *c,
 	return 0;
 }
 
-/* Puts the packet's flow into way w of the bucket: the slot's number, or -1 when the
- * one that lives there cannot be moved out.
+/* Puts the packet's flow into a slot, whose flow is sent out if it is to leave: the slot's
+ * number, or -1 when it cannot be. Verified apart, and small on the callers' stack.
  */
-static __always_inline int occupy(frame_t *ctx, const struct packet *p, struct flow_bucket *b,
-				  __u32 w, __u64 now, int leave)
+__noinline int take_slot(frame_t *ctx, struct packet *p, __u32 slot, __u32 leave)
 {
-	__u32 bucket = p->bucket; /* on the stack: before 6.4 a key may not be elsewhere */
-	__u32 slot = bucket * WEFT_WAYS + w;
+	__u32 bucket = slot / WEFT_WAYS, at = slot; /* keys: before 6.4 they must be on the stack */
 	struct cold_bucket *cb = bpf_map_lookup_elem(&cold_lines, &bucket);
-	struct flow_slot *s = &b->way[w & (WEFT_WAYS - 1)];
+	struct flow_slot *s = bpf_map_lookup_elem(&slots, &at);
 	struct flow_cold *c;
 	struct tcp_line *l;
 
-	if (!cb)
+	if (!p || !cb || !s)
 		return -1;
-	c = &cb->way[w & (WEFT_WAYS - 1)];
+	c = &cb->way[slot & (WEFT_WAYS - 1)];
 	if (leave && evict(s, c, slot))
 		return -1;
 	__sync_lock_test_and_set(&s->tag, 0);
 	s->key = p->key;
 	s->bytes = p->bytes;
 	s->packets = p->packets;
-	s->last = now;
+	s->last = bpf_jiffies64();
 	s->flags = p->flags;
 	s->gen++;
 	fill_cold(ctx, p, c);
@@ -148,87 +146,124 @@ static __always_inline int occupy(frame_t *ctx, const struct packet *p, struct f
 	return slot;
 }
 
-__noinline int add_new(frame_t *ctx, struct packet *p, struct flow_bucket *b)
+/* The i-th slot in which a flow may be whose first is home. */
+static __always_inline __u32 nth_slot(__u32 home, __u32 i)
 {
-	__u32 home, oldest, age = 0;
+	return (home & ~(WEFT_WAYS - 1)) | ((home + i) & (WEFT_WAYS - 1));
+}
+
+static __always_inline int add_new(frame_t *ctx, struct packet *p)
+{
+	__u32 oldest = p->slot, age = 0;
 	__u64 now = bpf_jiffies64();
 
-	if (!p || !b)
-		return -1;
-	home = oldest = p->hash >> 61;
 	for (__u32 i = 0; i < WEFT_WAYS; i++) {
-		__u32 w = (home + i) & (WEFT_WAYS - 1);
-		struct flow_slot *s = &b->way[w];
-		__u32 a = (__u16)(now - s->last);
+		__u32 at = nth_slot(p->slot, i), a;
+		struct flow_slot *s = bpf_map_lookup_elem(&slots, &at);
 
+		if (!s)
+			return -1;
 		if (!s->tag || read_out(s, now))
-			return occupy(ctx, p, b, w, now, 0);
+			return take_slot(ctx, p, at, 0);
+		a = (__u16)(now - s->last);
 		if (a > age) {
 			age = a;
-			oldest = w;
+			oldest = at;
 		}
 	}
-	return occupy(ctx, p, b, oldest, now, 1);
+	return take_slot(ctx, p, oldest, 1);
 }
 
 /* A SYN on a line whose connection has ended starts a new flow in the same line. */
-__noinline int add_again(frame_t *ctx, struct packet *p, struct flow_bucket *b, __u32 w)
+static __always_inline int starts_again(const struct flow_slot *s, __u8 flags)
 {
-	if (!p || !b)
-		return -1;
-	return occupy(ctx, p, b, w, bpf_jiffies64(), 1);
+	return unlikely(flags & TCP_SYN) && s->flags & (TCP_FIN | TCP_RST);
 }
 
-static __always_inline int same_key(const struct flow_slot *s, const struct packet *p)
+/* 0 if the slot is the flow's: one branch for all of it. */
+static __always_inline __u64 differs(const struct flow_slot *s, const struct packet *p, __u64 tag,
+				     int ipv4)
 {
 	const __u64 *k = (const __u64 *)&s->key;
+	__u64 d = (s->tag ^ tag) | (k[1] ^ p->words[1]) | (k[3] ^ p->words[3]) |
+		  (k[4] ^ p->words[4]);
 
-	if ((k[1] ^ p->words[1]) | (k[3] ^ p->words[3]) | (k[4] ^ p->words[4]))
-		return 0;
-	if (likely(p->words[4] >> 56 & WEFT_KIND_IPV4))
-		return 1; /* words 0 and 2 are 0 in both */
-	return !((k[0] ^ p->words[0]) | (k[2] ^ p->words[2]));
+	/* words 0 and 2 of IPv4 are 0 in both */
+	return ipv4 ? d : d | (k[0] ^ p->words[0]) | (k[2] ^ p->words[2]);
+}
+
+static __always_inline void add_to_slot(struct flow_slot *s, __u32 packets, __u32 bytes, __u8 flags)
+{
+	s->bytes += bytes;
+	s->packets += packets;
+	s->last = bpf_jiffies64();
+	s->flags |= flags;
+}
+
+/* For a flow that is not in its first slot, or in none. */
+__noinline int add_further(frame_t *ctx, struct packet *p)
+{
+	struct flow_slot *s;
+	__u64 tag;
+	__u32 at;
+
+	if (!p)
+		return -1;
+	tag = tag_of(p->hash, p->vlan);
+#pragma unroll
+	for (__u32 i = 0; i < WEFT_WAYS; i++) {
+		at = nth_slot(p->slot, i);
+		s = bpf_map_lookup_elem(&slots, &at);
+		if (!s)
+			return -1;
+		if (s->tag == tag && !differs(s, p, tag, 0))
+			goto found;
+		if (!s->tag)
+			break;
+	}
+	return add_new(ctx, p);
+
+found:
+	if (starts_again(s, p->flags))
+		return take_slot(ctx, p, at, 1);
+	add_to_slot(s, p->packets, p->bytes, p->flags);
+	return at;
+}
+
+/* The flow is in its first slot, most of the time. ipv4 is a constant. */
+static __always_inline int add_in(frame_t *ctx, struct packet *p, __u32 cpu, __u32 packets,
+				  __u32 bytes, int ipv4)
+{
+	__u64 hash = flow_hash(p, ipv4);
+	__u32 slot = cpu * config.slots + (hash >> config.slot_shift);
+	struct flow_slot *s = bpf_map_lookup_elem(&slots, &slot);
+	__u8 flags = p->flags;
+
+	if (!s)
+		return -1;
+	if (likely(!differs(s, p, tag_of(hash, p->vlan), ipv4) && !starts_again(s, flags))) {
+		add_to_slot(s, packets, bytes, flags);
+		return slot;
+	}
+	p->hash = hash;
+	p->slot = slot;
+	p->packets = packets;
+	p->bytes = bytes;
+	return add_further(ctx, p);
+}
+
+__noinline int add_ipv6(frame_t *ctx, struct packet *p, __u32 cpu, __u32 packets, __u32 bytes)
+{
+	return p ? add_in(ctx, p, cpu, packets, bytes, 0) : -1;
 }
 
 /* Adds a parsed packet to its flow: the slot's number, or -1 when the table has no room. */
 static __always_inline int add_flow(frame_t *ctx, struct packet *p, __u32 cpu, __u32 packets,
 				    __u32 bytes)
 {
-	__u64 hash = flow_hash(p), tag = tag_of(hash, p->vlan);
-	__u32 bucket = cpu * (config.bucket_mask + 1) + ((__u32)(hash >> 29) & config.bucket_mask);
-	struct flow_bucket *b = bpf_map_lookup_elem(&slots, &bucket);
-	__u8 flags = p->flags;
-
-	if (!b)
-		return -1;
-#pragma unroll
-	for (__u32 i = 0; i < WEFT_WAYS; i++) {
-		__u32 w = ((hash >> 61) + i) & (WEFT_WAYS - 1);
-		struct flow_slot *s = &b->way[w];
-		__u64 t = s->tag;
-
-		if (likely(t == tag) && likely(same_key(s, p))) {
-			if (unlikely(flags & TCP_SYN) && s->flags & (TCP_FIN | TCP_RST)) {
-				p->hash = hash;
-				p->bucket = bucket;
-				p->packets = packets;
-				p->bytes = bytes;
-				return add_again(ctx, p, b, w);
-			}
-			s->bytes += bytes;
-			s->packets += packets;
-			s->last = bpf_jiffies64();
-			s->flags |= flags;
-			return bucket * WEFT_WAYS + w;
-		}
-		if (!t)
-			break;
-	}
-	p->hash = hash;
-	p->bucket = bucket;
-	p->packets = packets;
-	p->bytes = bytes;
-	return add_new(ctx, p, b);
+	if (likely(p->words[4] >> 56 & WEFT_KIND_IPV4))
+		return add_in(ctx, p, cpu, packets, bytes, 1);
+	return add_ipv6(ctx, p, cpu, packets, bytes);
 }
 
 #endif
