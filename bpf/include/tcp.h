@@ -21,9 +21,9 @@
 
 #define REORDER_NS  3000000ULL /* what comes later was sent again, if the round trip is not known */
 #define PLAIN	    (WEFT_TCP_SYN | WEFT_TCP_LATER | WEFT_TCP_DONE) /* states of plain segments */
-#define MAX_PAYLOAD (1U << 24) /* more: the header says that it is longer than the packet */
-#define LEAST_NS    1000000ULL /* sooner may be a CPU that was late */
-#define ID_NEAR	    1024       /* ids further apart do not count up */
+#define MAX_PAYLOAD (1U << 24)	 /* more: the header says that it is longer than the packet */
+#define LEAST_NS    1000000ULL	 /* sooner may be a CPU that was late */
+#define ID_NEAR	    1024	 /* ids further apart do not count up */
 #define STALE_NS    (1ULL << 37) /* a probe this old says nothing */
 #define MAX_JUMP    (1 << 30)	 /* the largest window there is */
 
