@@ -169,7 +169,7 @@ func (c *Census) owner(key ownerOf, until time.Time) *flows.Entity {
 	if a.owners == nil || len(a.owners) >= maxOwners {
 		a.owners = map[ownerOf]*flows.Entity{}
 	}
-	e := &flows.Entity{Layer: flows.LayerHost, Node: c.opts.Node, Confidence: 90}
+	e := &flows.Entity{Node: c.opts.Node, Confidence: 90}
 	if key.who != nil {
 		*e = *key.who
 	}
@@ -224,6 +224,9 @@ func (c *Census) unit(e *flows.Entity, key ownerOf, until time.Time) {
 	in := parseCgroups(string(text))
 	if strings.HasSuffix(in.Unit, ".service") || e.Unit == "" {
 		e.Unit = in.Unit
+	}
+	if in.ID == "" && e.Layer == flows.LayerUnknown {
+		e.Layer = flows.LayerHost
 	}
 	if in.ID == "" || e.ContainerID != "" && e.ContainerID != in.ID {
 		return

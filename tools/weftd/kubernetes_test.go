@@ -115,7 +115,7 @@ func workloads() string {
 		return map[string]any{
 			"metadata": map[string]any{"labels": map[string]any{"app": app}},
 			"spec": map[string]any{
-				"automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0,
+				"automountServiceAccountToken": false, "terminationGracePeriodSeconds": 1,
 				"topologySpreadConstraints": []any{map[string]any{
 					"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
 					"labelSelector": map[string]any{"matchLabels": map[string]any{"app": app}}, "matchLabelKeys": []string{"pod-template-hash"},
