@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -90,10 +91,11 @@ func (c *conntrack) run(ctx context.Context) {
 			return
 		}
 		c.say(c.log, err)
-		if errors.Is(err, unix.ENOBUFS) {
-			continue
+		again := kubeAgain
+		if errors.Is(err, unix.ENOBUFS) { // what was lost meanwhile is in the next list
+			again = time.Second
 		}
-		if !pause(ctx, kubeAgain) {
+		if !pause(ctx, again) {
 			return
 		}
 	}
