@@ -114,21 +114,19 @@ type discard struct{}
 
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
 
-// wantRetransmits compares at a moment at which the kernel's counter rests.
+// wantRetransmits compares at a moment at which the kernel's counter rests. The kernel
+// counts first and tells then: on a busy machine the next drain may come in between.
 func (a *sockAgent) wantRetransmits(n *nsSpace, before uint64) {
 	a.t.Helper()
-	nsUntil(a.t, "the retransmits of "+n.name+" rest", func() bool {
-		want := n.netCounter("Tcp", "RetransSegs") - before
+	var got, want uint64
+	defer func() {
+		a.t.Logf("%s: sockets told of %d segments sent again, TcpRetransSegs gained %d", n.name, got, want)
+	}()
+	nsUntil(a.t, "the sockets of "+n.name+" tell of as many segments sent again as TcpRetransSegs gained", func() bool {
+		want = n.netCounter("Tcp", "RetransSegs") - before
 		a.passed()
-		got := a.in(n, sockAny).Retransmits
-		if n.netCounter("Tcp", "RetransSegs")-before != want {
-			return false
-		}
-		if got != want {
-			a.t.Errorf("%s: sockets told of %d segments sent again, TcpRetransSegs gained %d", n.name, got, want)
-		}
-		a.t.Logf("%s: %d segments sent again", n.name, want)
-		return true
+		got = a.in(n, sockAny).Retransmits
+		return got == want && n.netCounter("Tcp", "RetransSegs")-before == want
 	})
 }
 
