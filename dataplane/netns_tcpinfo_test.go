@@ -185,9 +185,13 @@ func TestBIGTCPIsHealthy(t *testing.T) {
 	set("gro_max_size", r.client.h.LinkSetGROMaxSize)
 	set("gso_ipv4_max_size", r.client.h.LinkSetGSOIPv4MaxSize)
 	set("gro_ipv4_max_size", r.client.h.LinkSetGROIPv4MaxSize)
+	v4 := r.client.link("eth0").Attrs().GSOIPv4MaxSize != 0 // before 6.3 the kernel passes over what it does not know
 	over64K := r.client.over64K("eth0")
 	for _, to := range []string{"10.1.0.1", "fd01::1"} {
 		t.Run(fmt.Sprint("to ", to), func(t *testing.T) {
+			if !v4 && to == "10.1.0.1" {
+				t.Skip("left out: this kernel has no BIG TCP for IPv4 (6.3)")
+			}
 			big := over64K()
 			counted, again := r.client.settle("eth0").tx, r.client.snmp("RetransSegs")
 			before := r.a.seen(r.client, "eth0", flows.HookEgress)
