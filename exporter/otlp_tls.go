@@ -23,7 +23,8 @@ type tlsFiles struct {
 	mu    sync.Mutex
 	roots *x509.CertPool
 	pair  *tls.Certificate
-	stale string // why the latest files were not used
+	// Why the latest files were not used.
+	stalePair, staleRoots string
 }
 
 // read takes the files' names from c or the variables and reads them.
@@ -79,7 +80,7 @@ func (f *tlsFiles) config() *tls.Config {
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			f.noteRead(f.readPair())
+			f.noteRead(&f.stalePair, f.readPair())
 			return f.pair, nil
 		}
 	}
@@ -95,7 +96,7 @@ func (f *tlsFiles) config() *tls.Config {
 // own ServerName would not do: it is empty for an address.
 func (f *tlsFiles) verify(cs tls.ConnectionState) error {
 	f.mu.Lock()
-	f.noteRead(f.readRoots())
+	f.noteRead(&f.staleRoots, f.readRoots())
 	roots := f.roots
 	f.mu.Unlock()
 	chain := x509.VerifyOptions{Roots: roots, DNSName: f.host, Intermediates: x509.NewCertPool()}
@@ -110,17 +111,7 @@ func (f *tlsFiles) verify(cs tls.ConnectionState) error {
 }
 
 // noteRead logs when files could not be read again, and when they could.
-func (f *tlsFiles) noteRead(err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if text == f.stale {
-		return
-	}
-	if f.stale = text; text != "" {
-		f.log.Warn("certificate cannot be read again, the last one is used", "err", text)
-	} else {
-		f.log.Info("certificate is read again")
-	}
+func (f *tlsFiles) noteRead(stale *string, err error) {
+	change(stale, err, func() { f.log.Warn("certificate cannot be read again, the last one is used", "err", err) },
+		func() { f.log.Info("certificate is read again") })
 }

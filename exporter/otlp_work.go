@@ -59,6 +59,9 @@ func (o *OTLP) keep(body []byte, n int) {
 	}
 }
 
+// spoolAgain is how long the worker waits before it looks into the spool unasked.
+const spoolAgain = time.Second
+
 // sendSpooled is the worker that sends what waits in the spool, the oldest first.
 func (o *OTLP) sendSpooled() {
 	for {
@@ -75,6 +78,7 @@ func (o *OTLP) sendSpooled() {
 		}
 		select {
 		case <-o.spool.wake:
+		case <-time.After(spoolAgain): // what could not be read, or grew too old
 		case <-o.ctx.Done():
 			return
 		}
@@ -98,10 +102,11 @@ func (o *OTLP) settle(b batch, acknowledged, lost int, reason string) {
 		o.recovered[1].Add(uint64(lost))
 		return
 	}
+	parked := 0
 	if b.from != nil && b.from.held == nil {
-		o.queue.park(-acknowledged - lost)
+		parked = acknowledged + lost
 	}
-	o.queue.settle(acknowledged, lost, reason)
+	o.queue.settleParked(parked, acknowledged, lost, reason)
 }
 
 // sendBatch delivers b, in parts if the receiver wants smaller requests, and says

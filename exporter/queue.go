@@ -109,10 +109,18 @@ func (q *queue) take(most int) (records []flows.Record) {
 }
 
 // settle says what became of taken records: acknowledged, and lost for reason.
-// The worker settles all it took before it asks for the next ones.
+// The worker settles all it took before it asks for the next ones, but for those
+// that it parked.
 func (q *queue) settle(acknowledged, lost int, reason string) {
+	q.settleParked(0, acknowledged, lost, reason)
+}
+
+// settleParked is settle of records of which so many had been parked: at once, so that
+// what waits outside of the disk is never more than it is.
+func (q *queue) settleParked(parked, acknowledged, lost int, reason string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.parked -= uint64(parked) // may come before they were parked: it wraps around and back
 	if q.abandoned {
 		return
 	}
@@ -123,12 +131,11 @@ func (q *queue) settle(acknowledged, lost int, reason string) {
 	}
 }
 
-// park says that n taken records went on to wait on disk, outside the limit;
-// negative: they no longer do.
+// park says that n taken records went on to wait on disk, outside the limit.
 func (q *queue) park(n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.parked += uint64(n) // a negative n wraps around, as it should
+	q.parked += uint64(n)
 }
 
 // gathered is the number of records that next can take.

@@ -140,3 +140,23 @@ func TestAbandonedRecordsAreCountedOnce(t *testing.T) {
 		t.Error("got records from an abandoned queue")
 	}
 }
+
+// What was sent from disk may be settled before the encoder has said that it is there.
+func TestQueueHoldsItsBoundWhileRecordsAreParked(t *testing.T) {
+	q := newQueue("otlp", 10)
+	q.put(records(10))
+	taken, _ := q.next(10, 0)
+	q.settleParked(4, 4, 0, "") // 6 are left, and none has been parked yet
+	q.put(records(100))
+	if got, want := q.account.Lost["queue_full"], uint64(100); got != want {
+		t.Errorf("before they are parked: %d refused, want %d: the bound holds", got, want)
+	}
+	q.park(len(taken))
+	q.put(records(100))
+	if got, want := q.account.Lost["queue_full"], uint64(100+90); got != want {
+		t.Errorf("with 6 parked: %d refused, want %d", got, want)
+	}
+	if q.account.Waiting != 16 || q.parked != 6 {
+		t.Errorf("got %d waiting, %d of them parked; want 16 and 6", q.account.Waiting, q.parked)
+	}
+}

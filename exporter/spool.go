@@ -51,6 +51,7 @@ type spool struct {
 	bytes   int
 	next    uint64 // number of the next request
 	fault   string // why the disk took nothing last time
+	unread  string // why the oldest could not be read last time
 	closed  bool
 	wake    chan struct{} // one token: something to take, or closed
 }
@@ -114,7 +115,7 @@ func (s *spool) scan() ([]*spooled, error) {
 		return nil, err
 	}
 	var found []*spooled
-	records, future := 0, 0
+	records, future, bytes, next := 0, 0, 0, s.next
 	for _, f := range files { // in order of name
 		if strings.HasSuffix(f.Name(), spoolSuffix+".tmp") {
 			if err := os.Remove(filepath.Join(s.c.Dir, f.Name())); err != nil {
@@ -138,11 +139,12 @@ func (s *spool) scan() ([]*spooled, error) {
 			age = 0
 		}
 		e.since = time.Now().Add(-age)
-		s.bytes += e.size
-		s.next = max(s.next, number+1)
+		bytes += e.size
+		next = max(next, number+1)
 		records += e.records
 		found = append(found, e)
 	}
+	s.bytes, s.next = s.bytes+bytes, next
 	if len(found) > 0 {
 		s.log.Info("requests of an earlier run wait in the spool", "requests", len(found), "records", records)
 	}
@@ -223,7 +225,14 @@ func (s *spool) write(name string, content []byte) error {
 	if s.c.NoSync {
 		return nil
 	}
-	dir, err := os.Open(s.c.Dir)
+	if err = syncFolder(s.c.Dir); err != nil {
+		return errors.Join(err, os.Remove(path)) // it is held in memory, and must not come back after a restart
+	}
+	return nil
+}
+
+func syncFolder(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}
@@ -266,7 +275,11 @@ func (s *spool) unlink(e *spooled) {
 	}
 }
 
-// take is the oldest request; nil: none now. What it could not read is in lost.
+// errDamaged says that a file will never be read: it is gone, or not what was written.
+var errDamaged = errors.New("it is not what was written")
+
+// take is the oldest request; nil: none now. What is damaged is in lost; what only
+// cannot be read now stays, and keeps its place.
 func (s *spool) take() (e *spooled, body []byte, lost []evicted, closed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -274,7 +287,12 @@ func (s *spool) take() (e *spooled, body []byte, lost []evicted, closed bool) {
 	for len(s.entries) > 0 {
 		e = s.entries[0]
 		body, err := s.read(e)
-		if err == nil {
+		if !errors.Is(err, errDamaged) {
+			change(&s.unread, err, func() { s.log.Warn("spool cannot be read, requests wait there", "err", err) },
+				func() { s.log.Info("spool is read again") })
+			if err != nil {
+				return nil, nil, lost, s.closed
+			}
 			e.busy = true
 			return e, body, lost, false
 		}
@@ -291,6 +309,9 @@ func (s *spool) read(e *spooled) ([]byte, error) {
 		return e.held, nil
 	}
 	packed, err := os.ReadFile(filepath.Join(s.c.Dir, e.name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", errDamaged, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -299,10 +320,13 @@ func (s *spool) read(e *spooled) ([]byte, error) {
 		return nil, err
 	}
 	body, err := d.DecodeAll(packed, nil)
-	if err == nil && len(body) == 0 {
-		err = errors.New("the file is empty")
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", errDamaged, err)
+	case len(body) == 0:
+		return nil, fmt.Errorf("%w: the file is empty", errDamaged)
 	}
-	return body, err
+	return body, nil
 }
 
 // done is told that e was answered for good.
@@ -344,18 +368,22 @@ func (s *spool) close() (held []evicted, err error) {
 
 // note logs when the disk stops or starts to take requests.
 func (s *spool) note(err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
+	change(&s.fault, err, func() { s.log.Warn("spool cannot be written, requests wait in memory", "err", err) },
+		func() { s.log.Info("spool is written again") })
+}
+
+// change calls began when a fault begins, ended when it is over, and nothing while
+// it lasts.
+func change(fault *string, err error, began, ended func()) {
+	was := *fault
+	if *fault = ""; err != nil {
+		*fault = err.Error()
 	}
-	if (text == "") == (s.fault == "") {
-		s.fault = text
-		return
-	}
-	if s.fault = text; text != "" {
-		s.log.Warn("spool cannot be written, requests wait in memory", "err", text)
-	} else {
-		s.log.Info("spool is written again")
+	switch {
+	case was == "" && *fault != "":
+		began()
+	case was != "" && *fault == "":
+		ended()
 	}
 }
 

@@ -4,6 +4,7 @@ package exporter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -314,4 +315,37 @@ func batchIDs(t *testing.T, all []batch) string {
 		}
 	}
 	return strings.Join(ids, ",")
+}
+
+// Only what is damaged is lost: a file that cannot be read now waits for its turn.
+func TestSpoolKeepsWhatItCannotReadNow(t *testing.T) {
+	dir := t.TempDir()
+	s, log := testSpool(t, SpoolConfig{Dir: dir})
+	for _, body := range []string{"a", "b"} {
+		put(t, s, body)
+	}
+	first := files(t, dir)[0]
+	if err := os.Rename(first, first+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(first, 0o700); err != nil { // reading it fails, and not because it is gone
+		t.Fatal(err)
+	}
+	for range 3 {
+		if got, lost := drain(t, s); got != nil || lost != nil {
+			t.Errorf("unreadable: got %q, lost %v, want nothing of either", got, lost)
+		}
+	}
+	if n := strings.Count(log.String(), "spool cannot be read"); n != 1 {
+		t.Errorf("the log tells of it %d times, want once: %s", n, log.String())
+	}
+	if err := errors.Join(os.Remove(first), os.Rename(first+".away", first)); err != nil {
+		t.Fatal(err)
+	}
+	if got, lost := drain(t, s); strings.Join(got, "") != "ab" || lost != nil {
+		t.Errorf("readable again: got %q, lost %v, want ab in order", got, lost)
+	}
+	if !strings.Contains(log.String(), "spool is read again") {
+		t.Errorf("got log %q, want that it is over", log.String())
+	}
 }
