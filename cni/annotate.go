@@ -38,8 +38,9 @@ type sighting struct {
 
 // servingOf is a pod as a part of a Service.
 type servingOf struct {
-	who     *flows.Entity
-	service flowsService
+	who      *flows.Entity
+	service  flowsService
+	inferred bool
 }
 
 // Bounds of what is remembered, and of what is read in one round: further processes

@@ -20,7 +20,7 @@ import (
 
 // Bounds of what is followed of the connection tracking.
 const (
-	maxTranslated   = 65536 // connections in each of two generations; at the bound the older is forgotten
+	maxTranslated   = 65536 // connections, as opened and as sent, in each of two generations; at the bound the older is forgotten
 	conntrackBuffer = 4 << 20
 )
 
@@ -74,11 +74,23 @@ func (c *conntrack) openedAs(k flows.Key) (flows.Key, bool) {
 func (c *conntrack) keep(t translation) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.now.to) >= maxTranslated {
+	if max(len(c.now.to), len(c.now.from)) >= maxTranslated {
 		c.now, c.old = newTranslations(), c.now
 	}
 	c.now.to[t.opened] = t.sent.Dst
 	c.now.from[t.sent] = t.opened
+	c.count.Store(int64(len(c.now.to) + len(c.old.to)))
+}
+
+// forget is told of a connection that is not sent elsewhere: one that had its
+// addresses and ports before was another.
+func (c *conntrack) forget(k flows.Key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range []translations{c.now, c.old} {
+		delete(t.to, k)
+		delete(t.from, k)
+	}
 	c.count.Store(int64(len(c.now.to) + len(c.old.to)))
 }
 
@@ -159,6 +171,8 @@ func (c *conntrack) take(m []byte) (done bool, err error) {
 		case kind>>8 == unix.NFNL_SUBSYS_CTNETLINK:
 			if t, ok := parseTracked(body); ok {
 				c.keep(t)
+			} else if t.opened.Dst.IsValid() {
+				c.forget(t.opened)
 			}
 		}
 		m = m[min(len(m), (n+3)&^3):]

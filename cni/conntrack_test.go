@@ -128,7 +128,58 @@ func TestTranslationsAreBounded(t *testing.T) {
 	}
 }
 
-func FuzzTracked(f *testing.F) {
+// A client whose ports are used again is sent to ever other backends.
+func TestTranslationsOfReusedPortsAreBounded(t *testing.T) {
+	c := newConntrack(quiet())
+	opened := flows.Key{Src: netip.MustParseAddrPort("10.0.0.1:4000"), Dst: netip.MustParseAddrPort("10.96.0.1:80"), Proto: 6}
+	for i := range 3*maxTranslated + 10 {
+		sent := opened
+		sent.Dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 8080)
+		c.keep(translation{opened, sent})
+		if got, ok := c.openedAs(sent); !ok || got != opened {
+			t.Fatalf("connection %d: got %s, known %v, want %s", i, got, ok, opened)
+		}
+	}
+	if n := len(c.now.from) + len(c.old.from); n > 2*maxTranslated {
+		t.Errorf("%d are remembered, want at most %d", n, 2*maxTranslated)
+	}
+}
+
+// Who has the addresses and ports of a connection that was sent elsewhere, and is
+// not, is taken for no Service's.
+func TestConnectionThatIsNotSentElsewhereIsNotTakenForAFormerOne(t *testing.T) {
+	opened := tracked("10.0.0.1:4000", "10.96.0.1:80", "10.0.0.2:8080")
+	direct := tracked("10.0.0.1:4000", "10.0.0.2:8080", "10.0.0.2:8080")
+	c := newConntrack(quiet())
+	for _, older := range []bool{false, true} {
+		if _, err := c.take(message(opened)); err != nil {
+			t.Fatal(err)
+		}
+		k := flows.Key{Src: netip.MustParseAddrPort("10.0.0.1:4000"), Dst: netip.MustParseAddrPort("10.0.0.2:8080"), Proto: 6}
+		if _, ok := c.openedAs(k); !ok {
+			t.Fatal("the translated one is not known")
+		}
+		if older {
+			c.now, c.old = newTranslations(), c.now
+		}
+		if _, err := c.take(message(direct)); err != nil {
+			t.Fatal(err)
+		}
+		if as, ok := c.openedAs(k); ok {
+			t.Errorf("in the older generation %v: taken for %s, want for itself", older, as)
+		}
+	}
+}
+
+// message is body as the kernel tells of a new connection.
+func message(body []byte) []byte {
+	m := native.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body)))
+	m = native.AppendUint16(m, unix.NFNL_SUBSYS_CTNETLINK<<8)
+	return append(append(m, make([]byte, unix.SizeofNlMsghdr-len(m))...), body...)
+}
+
+// tracked is what the kernel says of a connection from src to dst, sent to where.
+func tracked(src, dst, where string) []byte {
 	tuple := func(kind uint16, src, dst string) []byte {
 		attr := func(kind uint16, v []byte) []byte {
 			m := native.AppendUint16(native.AppendUint16(nil, uint16(4+len(v))), kind)
@@ -140,7 +191,11 @@ func FuzzTracked(f *testing.F) {
 		proto := append(append(attr(ctaProtoNum, []byte{6}), attr(ctaSrcPort, port(s.Port()))...), attr(ctaDstPort, port(d.Port()))...)
 		return attr(kind|unix.NLA_F_NESTED, append(attr(ctaIP|unix.NLA_F_NESTED, ips), attr(ctaProto|unix.NLA_F_NESTED, proto)...))
 	}
-	seed := append([]byte{2, 0, 0, 0}, append(tuple(ctaOrig, "10.0.0.1:4000", "10.96.0.1:80"), tuple(ctaReply, "10.0.0.2:8080", "10.0.0.1:4000")...)...)
+	return append([]byte{2, 0, 0, 0}, append(tuple(ctaOrig, src, dst), tuple(ctaReply, where, src)...)...)
+}
+
+func FuzzTracked(f *testing.F) {
+	seed := tracked("10.0.0.1:4000", "10.96.0.1:80", "10.0.0.2:8080")
 	if t, ok := parseTracked(seed); !ok || t.sent.Dst.String() != "10.0.0.2:8080" {
 		f.Fatalf("seed: got %+v, %v", t, ok)
 	}

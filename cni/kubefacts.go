@@ -104,6 +104,9 @@ func (k *kubernetes) keepPod(from *corev1.Pod) {
 	uid := string(from.UID)
 	p := k.newPod(from)
 	if was := k.pods[uid]; was != nil {
+		if from.Status.StartTime == nil {
+			p.since = was.since // when it was met
+		}
 		if was.over == p.over && was.node == p.node && was.since == p.since && was.owner == p.owner &&
 			slices.Equal(was.addrs, p.addrs) && sameEntity(was.who, p.who) {
 			return

@@ -295,17 +295,19 @@ func (s *kubeStore[T]) forget(uid string) {
 func (s *kubeStore[T]) Replace(all []any, _ string) error {
 	there := make(map[string]bool, len(all))
 	s.kind.full.Store(false)
-	var errs []error
 	for _, o := range all {
 		if t, ok := o.(T); ok {
 			there[string(t.GetUID())] = true
 		}
-		errs = append(errs, s.Add(o))
 	}
-	for uid := range s.known {
+	for uid := range s.known { // first: what was made anew has the same name
 		if !there[uid] {
 			s.forget(uid)
 		}
+	}
+	var errs []error
+	for _, o := range all {
+		errs = append(errs, s.Add(o))
 	}
 	return errors.Join(errs...)
 }

@@ -4,11 +4,17 @@ package cni
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"weft/flows"
 )
 
 func TestObjectsOfAClusterAreBoundedAndTheStatusSaysSo(t *testing.T) {
@@ -41,4 +47,76 @@ func TestObjectsOfAClusterAreBoundedAndTheStatusSaysSo(t *testing.T) {
 	if o := k.owners["1"]; o != (kubeOwner{"cronjob", "nightly"}) {
 		t.Errorf("owner of the job: got %+v, want cronjob nightly", o)
 	}
+}
+
+// What was deleted and made anew while nobody watched has the same name and another uid.
+func TestServiceMadeAnewKeepsItsName(t *testing.T) {
+	k := newKubernetes(quiet(), NewResolver(), func() uint64 { return 1 }, func() {})
+	s := &kubeStore[*corev1.Service]{
+		kind: &kubeKind{health: health{name: "kubernetes services"}}, strip: stripService, keep: k.keepService, drop: k.dropService,
+		known: map[string]podName{}, names: interner{},
+	}
+	if err := s.Add(frontService("1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Replace([]any{frontService("2")}, ""); err != nil {
+		t.Fatal(err)
+	}
+	vip := netip.MustParseAddr("10.96.0.1")
+	got := k.resolver.Resolve(flows.Scope{Netns: 1}, vip, time.Now().UnixNano())
+	if got == nil || got.Service != "front" || got.Namespace != "shop" || len(k.services) != 1 {
+		t.Errorf("%s: got %+v of %d Services, want shop/front of 1", vip, got, len(k.services))
+	}
+}
+
+func frontService(uid types.UID) *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "front", Namespace: "shop", UID: uid, CreationTimestamp: metav1.NewTime(time.Now().Add(-time.Hour))},
+		Spec:       corev1.ServiceSpec{ClusterIPs: []string{"10.96.0.1"}},
+	}
+}
+
+// A pod's port that a Service sends to is most likely, and not surely, that Service's.
+// Only where the agent's own connection tracking is, does it tell.
+func TestServiceOfABackendIsAsSureAsItsEvidence(t *testing.T) {
+	const own, foreign = 1, 2
+	r := NewResolver()
+	k := newKubernetes(quiet(), r, func() uint64 { return own }, func() {})
+	c := &Census{topology: func() *Topology { return &Topology{} }, resolver: r, kube: k}
+	pod := &flows.Entity{Pod: "web-1", Namespace: "shop", Confidence: 95, Why: "the API server's word"}
+	direct := tracking("10.0.0.1:4000", "10.0.0.2:8080")
+	began := time.Now().Add(-time.Hour).UnixNano()
+	for _, space := range []uint64{own, foreign} {
+		r.hold(owner{ownerPod, fmt.Sprint("web-1 in ", space)}, began, []claim{{space: space, addr: direct.Dst.Addr(), from: began, who: pod, rank: rankRoutable}})
+	}
+	k.keepService(frontService("1"))
+	port, tcp := int32(8080), corev1.ProtocolTCP
+	k.keepSlice(&discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Name: "front-1", Namespace: "shop", Labels: map[string]string{discoveryv1.LabelServiceName: "front"}},
+		Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.2"}}}, Ports: []discoveryv1.EndpointPort{{Port: &port, Protocol: &tcp}},
+	})
+	go k.makeBackends(t.Context())
+	soonEnough(t, 5*time.Second, "the backend is known", func() bool { return len(k.backendsNow()) == 1 })
+	k.nat.keep(translation{tracking("10.0.0.1:4000", "10.96.0.1:80"), direct})
+	for name, want := range map[string]struct {
+		src   string
+		space uint64
+		sure  uint8
+	}{
+		"sent there from the Service's address":           {"10.0.0.1:4000", own, 95},
+		"not known to be sent":                            {"10.0.0.1:4001", own, backendSure},
+		"the same addresses where others track or nobody": {"10.0.0.1:4000", foreign, backendSure},
+	} {
+		key := tracking(want.src, "10.0.0.2:8080")
+		rec := &flows.Record{Key: key, Scope: flows.Scope{Netns: want.space}, Start: time.Now(), End: time.Now()}
+		c.Annotate(rec)
+		got := rec.Destination
+		if got == nil || got.Pod != "web-1" || got.Service != "front" || got.Confidence != want.sure {
+			t.Errorf("%s: got %+v, want pod web-1 of front, %d percent", name, got, want.sure)
+		}
+	}
+}
+
+func tracking(src, dst string) flows.Key {
+	return flows.Key{Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst), Proto: flows.ProtoTCP}
 }

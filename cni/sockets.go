@@ -32,15 +32,22 @@ type sockets struct {
 	log      *slog.Logger
 	topology func() *Topology
 	now      atomic.Pointer[map[socketKey]*socketHeld]
-	over     atomic.Uint64 // sockets that the last round had no room for
+	over     atomic.Uint64 // sockets that there was no room for when they were last listed
 	health
 
 	// The goroutine's.
-	connected map[socketKey][]socketID // as they were last listed
+	connected listed // as they were last listed
 	fullAt    time.Time
 	lastAt    int64 // of the round before, Unix nanoseconds; 0: none was
 	openers   map[socketID]*opener
 	unfound   map[socketID]int
+}
+
+// listed are the sockets of all namespaces, of one kind.
+type listed struct {
+	ids  map[socketKey][]socketID
+	n    int // of them
+	over int // that there was no room for
 }
 
 // socketHeld is who had a socket, and when it was seen. Never written to once shared.
@@ -79,25 +86,25 @@ func (s *sockets) run(ctx context.Context) {
 func (s *sockets) look() error {
 	began := time.Now()
 	full := began.Sub(s.fullAt) >= connectedEvery
-	bound, connected, errs := map[socketKey][]socketID{}, map[socketKey][]socketID{}, []error(nil)
-	s.over.Store(0)
+	bound, connected, errs := listed{ids: map[socketKey][]socketID{}}, listed{ids: map[socketKey][]socketID{}}, []error(nil)
 	for _, space := range s.topology().Spaces {
-		errs = append(errs, s.list(space, diagBound, bound, len(s.connected)))
+		errs = append(errs, s.list(space, diagBound, &bound, s.connected.n))
 		if full {
-			errs = append(errs, s.list(space, diagConnected, connected, len(bound)))
+			errs = append(errs, s.list(space, diagConnected, &connected, bound.n))
 		}
 	}
 	if full {
 		s.connected, s.fullAt = connected, began
 	}
-	errs = append(errs, s.findNew(bound))
-	s.publish(bound, began.UnixNano())
+	s.over.Store(uint64(bound.over + s.connected.over))
+	errs = append(errs, s.findNew(bound.ids))
+	s.publish(bound.ids, began.UnixNano())
 	s.lastAt = began.UnixNano()
 	return errors.Join(errs...)
 }
 
 // list adds the sockets of a namespace. One that is gone is no error.
-func (s *sockets) list(space *Space, questions []diagOf, into map[socketKey][]socketID, taken int) error {
+func (s *sockets) list(space *Space, questions []diagOf, into *listed, taken int) error {
 	own, err := unix.Open(ownPath, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open the agent's network namespace: %w", err)
@@ -115,12 +122,13 @@ func (s *sockets) list(space *Space, questions []diagOf, into map[socketKey][]so
 	}
 	err = inNetns(own, fd, func() error {
 		return listSockets(space.Netns, questions, func(k socketKey, id socketID) bool {
-			if len(into)+taken >= maxSockets {
-				s.over.Add(1)
-				return true
-			}
-			if len(into[k]) < 64 { // of those that share a port
-				into[k] = append(into[k], id)
+			switch {
+			case len(into.ids[k]) >= 64: // of those that share a port, so many say whose they are
+			case into.n+taken >= maxSockets:
+				into.over++
+			default:
+				into.ids[k] = append(into.ids[k], id)
+				into.n++
 			}
 			return true
 		})
@@ -135,7 +143,7 @@ func (s *sockets) list(space *Space, questions []diagOf, into map[socketKey][]so
 // whose owner ended or is called differently.
 func (s *sockets) findNew(bound map[socketKey][]socketID) error {
 	there := map[socketID]bool{}
-	for _, all := range []map[socketKey][]socketID{bound, s.connected} {
+	for _, all := range []map[socketKey][]socketID{bound, s.connected.ids} {
 		for _, ids := range all {
 			for _, id := range ids {
 				there[id] = true
@@ -189,7 +197,7 @@ func (s *sockets) findNew(bound map[socketKey][]socketID) error {
 // publish makes the snapshot of what was found at a time.
 func (s *sockets) publish(bound map[socketKey][]socketID, at int64) {
 	old, next := *s.now.Load(), map[socketKey]*socketHeld{}
-	for _, all := range []map[socketKey][]socketID{bound, s.connected} {
+	for _, all := range []map[socketKey][]socketID{bound, s.connected.ids} {
 		for k, ids := range all {
 			who := s.openerOf(ids)
 			was := old[k]
