@@ -7,10 +7,15 @@ package cni
 // is in the segment of the bridge or VRF that its VNI is for. Segments that veth pairs
 // join, or a device that hangs on another one's, are one domain.
 
+// A domain has the name of one of its segments: of the agent's own namespace, else of a
+// bridge or VRF, else of the namespace that was found first. What joins a domain later
+// does not rename it: live conversations would be cut in two, here and in what follows.
+
 // segmentOf is the name of a VRF's or a bridge's segment, by its device. That of a
-// namespace's own routing is the cookie, which is less: the kernel counts them from 1.
+// namespace's own routing is the cookie, which the kernel counts from 1. Both are whole
+// in a number of JSON, which has 53 bits.
 func segmentOf(netns uint64, ifindex uint32) uint64 {
-	return 1<<63 | uint64(ifindex&0x7fffffff)<<32 | netns&0xffffffff
+	return 1<<52 | uint64(ifindex&(1<<24-1))<<28 | netns&(1<<28-1)
 }
 
 // maxMasters bounds how far up masters are followed: a bond in a bridge in a VRF has three.
@@ -19,26 +24,62 @@ const maxMasters = 8
 // segments gives every device its segment, and every segment its domain.
 func (t *Topology) segments() {
 	routed := t.routedBridges()
-	t.domains = make(map[uint64]uint64, len(t.Spaces))
+	j := joiner{make(map[uint64]uint64, len(t.Spaces)), make(map[uint64]int, len(t.Spaces))}
+	if len(t.Spaces) > 0 && t.Spaces[0].Own {
+		j.add(t.Spaces[0].Netns)
+	}
 	for _, s := range t.Spaces {
-		t.domains[s.Netns] = s.Netns
 		for _, d := range s.Devices {
-			d.segment = segmentOn(d, routed)
-			t.domains[d.segment] = d.segment
+			if d.segment = segmentOn(d, routed); d.segment != s.Netns {
+				j.add(d.segment)
+			}
 		}
+	}
+	for _, s := range t.Spaces {
+		j.add(s.Netns)
 	}
 	for _, s := range t.Spaces {
 		for _, d := range s.Devices {
 			for _, other := range []*Device{d.Far, d.Under} {
 				if other != nil && (other == d.Far || other.Space != s) {
-					t.join(d.segment, other.segment)
+					j.join(d.segment, other.segment)
 				}
 			}
 		}
 	}
-	for n := range t.domains {
-		t.domains[n] = t.root(n)
+	for n := range j.root {
+		j.root[n] = j.domain(n)
 	}
+	t.domains = j.root
+}
+
+// joiner finds which segments are one domain. It is named by the one added first.
+type joiner struct {
+	root map[uint64]uint64
+	rank map[uint64]int
+}
+
+func (j joiner) add(segment uint64) {
+	if _, known := j.root[segment]; !known {
+		j.root[segment], j.rank[segment] = segment, len(j.rank)
+	}
+}
+
+// domain is the first of the segments that n is joined with, as far as is known.
+func (j joiner) domain(n uint64) uint64 {
+	for j.root[n] != n {
+		j.root[n] = j.root[j.root[n]]
+		n = j.root[n]
+	}
+	return n
+}
+
+func (j joiner) join(one, other uint64) {
+	a, b := j.domain(one), j.domain(other)
+	if j.rank[a] > j.rank[b] {
+		a, b = b, a
+	}
+	j.root[b] = a
 }
 
 // routedBridges is the bridges that the host itself, or a device on them, may take
@@ -78,24 +119,9 @@ func segmentOn(d *Device, routed map[*Device]bool) uint64 {
 	return segment
 }
 
-// root is the least segment of those that are joined with one, as far as is known.
-func (t *Topology) root(n uint64) uint64 {
-	for t.domains[n] != n {
-		t.domains[n] = t.domains[t.domains[n]]
-		n = t.domains[n]
-	}
-	return n
-}
-
-func (t *Topology) join(one, other uint64) {
-	a, b := t.root(one), t.root(other)
-	t.domains[max(a, b)] = min(a, b)
-}
-
 // Domain is what all devices share that see the same packets, and no other tenant's:
-// the least cookie of the namespaces that are joined or, of a bridge or VRF that leads
-// to none, a number of its own. ifindex 0 stands for the namespace's own routing.
-// 0: the device is not known.
+// the cookie of a namespace, or a number of a bridge or VRF. ifindex 0 stands for the
+// namespace's own routing. 0: the device is not known.
 func (t *Topology) Domain(netns uint64, ifindex uint32) uint64 {
 	if ifindex == 0 {
 		return t.domains[netns]

@@ -111,7 +111,33 @@ func TestEachVRFIsATenant(t *testing.T) {
 	port.Far, other.Far = &Device{Link: &Link{Index: 2, Kind: "veth"}, Space: &Space{Netns: 3}}, nil
 	port.Far.Far, port.Far.Space.Devices = port, []*Device{port.Far}
 	topo.Spaces = append(topo.Spaces, port.Far.Space)
-	if topo.segments(); of(red) != 3 || of(blue) == 3 || topo.Domain(3, 0) != 3 {
-		t.Errorf("with namespace 3 on red's bridge: red %#x, blue %#x, the namespace %#x; want 3, not 3, 3", of(red), of(blue), topo.Domain(3, 0))
+	was := of(red)
+	if topo.segments(); of(red) != was || of(blue) == was || topo.Domain(3, 0) != was {
+		t.Errorf("with namespace 3 on red's bridge: red %#x, blue %#x, the namespace %#x; want %#x, another, %#[4]x", of(red), of(blue), topo.Domain(3, 0), was)
 	}
+}
+
+// A namespace that is found later, as when its first process starts, joins a domain and
+// does not rename it, whatever its cookie: conversations go on.
+func TestADomainKeepsItsName(t *testing.T) {
+	pair := func(a, b *Space) {
+		one, other := &Device{Link: &Link{Index: uint32(len(a.Devices) + 1), Kind: "veth"}, Space: a}, &Device{Link: &Link{Index: uint32(len(b.Devices) + 1), Kind: "veth"}, Space: b}
+		one.Far, other.Far = other, one
+		a.Devices, b.Devices = append(a.Devices, one), append(b.Devices, other)
+	}
+	own, early, late := &Space{Netns: 9, Own: true}, &Space{Netns: 8}, &Space{Netns: 3}
+	topo := &Topology{Spaces: []*Space{own, early}}
+	want := func(own, early, late uint64) {
+		t.Helper()
+		topo.segments()
+		if o, e, l := topo.Domain(9, 0), topo.Domain(8, 0), topo.Domain(3, 0); o != own || e != early || l != late {
+			t.Errorf("domains: got %d of the agent's namespace, %d, %d; want %d, %d, %d", o, e, l, own, early, late)
+		}
+	}
+	want(9, 8, 0)
+	topo.Spaces = append(topo.Spaces, late)
+	pair(early, late)
+	want(9, 8, 8)
+	pair(late, own)
+	want(9, 9, 9)
 }

@@ -6,8 +6,9 @@ import "github.com/vishvananda/netlink"
 
 // A packet that crosses a veth pair is seen in both namespaces, and is to be
 // counted once. So watched namespaces that veth pairs join are one domain, named
-// by the least of their cookies (the oldest namespace), and conversations are
-// told apart by domain. What stays in a namespace (its loopback) has the
+// by the cookie of the one that has been watched longest (so that none that joins
+// later renames it, and cuts its conversations in two), and conversations are told
+// apart by domain. What stays in a namespace (its loopback) has the
 // namespace's own cookie.
 
 // link notes what is at the far end of a veth pair. netlink tells the far
@@ -66,11 +67,11 @@ func (a *spaces) join(s, far *space) {
 	for c, t := range a.byCookie {
 		domains[c] = t.domain.Load()
 	}
-	merge(domains, s.cookie, far.cookie)
+	a.merge(domains, s.cookie, far.cookie)
 	a.setDomains(domains)
 }
 
-// joinDomains gives every space the least cookie that it is joined with. A pair
+// joinDomains gives every space its domain. A pair
 // is known from both ends, so that whichever namespace is watched last joins.
 func (a *spaces) joinDomains() {
 	domains := map[uint64]uint64{}
@@ -80,23 +81,35 @@ func (a *spaces) joinDomains() {
 	for c, s := range a.byCookie {
 		for _, dev := range s.devices {
 			if a.byCookie[dev.far] != nil {
-				merge(domains, c, dev.far)
+				a.merge(domains, c, dev.far)
 			}
 		}
 	}
 	a.setDomains(domains)
 }
 
-func merge(domains map[uint64]uint64, one, other uint64) {
+func (a *spaces) merge(domains map[uint64]uint64, one, other uint64) {
 	one, other = domains[one], domains[other]
 	if one == other {
 		return
 	}
+	if a.age(one) > a.age(other) {
+		one, other = other, one
+	}
 	for c, d := range domains {
-		if d == one || d == other {
-			domains[c] = min(one, other)
+		if d == other {
+			domains[c] = one
 		}
 	}
+}
+
+// age orders namespaces as they were watched; one that is gone, and whose name a
+// domain still has, comes first.
+func (a *spaces) age(cookie uint64) uint32 {
+	if s := a.byCookie[cookie]; s != nil {
+		return s.number
+	}
+	return 0
 }
 
 func (a *spaces) setDomains(domains map[uint64]uint64) {
