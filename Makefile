@@ -9,6 +9,7 @@ VERSION   := $(or $(shell git describe --tags --always --dirty 2>/dev/null),unve
 LDFLAGS   := -s -w -X main.version=$(VERSION)
 LINTER    := v2.15.0
 FUZZTIME  ?= 30s
+OUTAGE    ?= 20s
 CACHE     := $(CURDIR)/.cache
 
 # Root is needed to load BPF programs and to make network namespaces. Builds stay
@@ -48,9 +49,9 @@ test-runtimes: ## topology and names against real gVisor, containerd and Podman 
 	@test -n "$(WEFT_TESTBED)" || { echo 'set WEFT_TESTBED to the folder that the testbed was unpacked into' >&2; exit 2; }
 	$(GO) test -count=1 $(EXEC) ./cni
 
-test-kubernetes: ## a real Kubernetes of two nodes, 5,000 pods of a real API server, a real containerd (needs what tools/testbed/parts.sh names)
+test-kubernetes: ## a real Kubernetes of two nodes, 5,000 pods of a real API server that is away for OUTAGE (20s), a real containerd (needs what tools/testbed/parts.sh names)
 	tools/testbed/parts.sh $(CACHE)/testbed
-	$(GO) test -count=1 -tags testbed -run 'ThousandsOfPods|EveryFlowBetween' -exec "$(SUDO) env TESTBED_PARTS=$(CACHE)/testbed PATH=$(PATH) HOME=$(HOME)" ./cni ./tools/weftd
+	$(GO) test -count=1 -tags testbed -run 'ThousandsOfPods|EveryFlowBetween|Outlive' -timeout 150m -exec "$(SUDO) env TESTBED_OUTAGE=$(OUTAGE) TESTBED_PARTS=$(CACHE)/testbed PATH=$(PATH) HOME=$(HOME)" ./cni ./tools/weftd
 
 test-kernels: ## the data plane's tests in 6.1 and 6.12 guests (needs qemu-system-x86 kmod cpio busybox-static xz-utils)
 	tools/kernels/matrix.sh

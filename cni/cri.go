@@ -253,6 +253,7 @@ type health struct {
 	mu   sync.Mutex
 	was  string // the last error; empty: none
 	ok   time.Time
+	away time.Time // the first time in a row that it did not answer; zero: it does
 }
 
 // say notes how it went, and logs when that changed.
@@ -262,16 +263,21 @@ func (h *health) say(log *slog.Logger, err error) {
 		text = err.Error()
 	}
 	h.mu.Lock()
-	was, before := h.was, h.ok
+	was, before, away := h.was, h.ok, h.away
 	h.was = text
-	if err == nil {
-		h.ok = time.Now()
+	switch {
+	case err == nil:
+		h.ok, h.away = time.Now(), time.Time{}
+	case away.IsZero():
+		h.away = time.Now()
 	}
 	h.mu.Unlock()
 	switch {
 	case text == was && (text != "" || !before.IsZero()):
-	case err == nil:
+	case err == nil && before.IsZero():
 		log.Debug("source answers", "source", h.name)
+	case err == nil:
+		log.Info("source answers again", "source", h.name, "away", time.Since(away).Round(time.Second))
 	case errors.Is(err, errAbsent):
 		log.Debug("source is not here", "source", h.name)
 	default:
@@ -285,11 +291,12 @@ type SourceStatus struct {
 	Absent bool      // it is not on this machine, which is no fault
 	Err    string    // why it does not answer; empty: it does, or has not been asked yet
 	Last   time.Time // when it last answered; zero: never
+	Away   time.Time // since when it does not answer; zero: it does, or has not been asked yet
 	Known  int       // what it names
 }
 
 func (h *health) status(known int) SourceStatus {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return SourceStatus{Name: h.name, Absent: h.was == errAbsent.Error(), Err: h.was, Last: h.ok, Known: known}
+	return SourceStatus{Name: h.name, Absent: h.was == errAbsent.Error(), Err: h.was, Last: h.ok, Away: h.away, Known: known}
 }

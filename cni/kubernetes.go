@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
@@ -212,9 +213,14 @@ func follow[T object](ctx context.Context, wg *sync.WaitGroup, k *kubernetes, na
 	k.mu.Unlock()
 	s := &kubeStore[T]{kind: kind, strip: strip, keep: keep, drop: drop, known: map[string]podName{}, names: interner{}}
 	discard := logr.Discard()
-	r := cache.NewReflectorWithOptions(watched(lw, kind, k.log), example, s, cache.ReflectorOptions{Name: name, Logger: &discard})
+	r := cache.NewReflectorWithOptions(watched(lw, kind, k.log), example, s, cache.ReflectorOptions{Name: name, Logger: &discard, Backoff: &kubeBackoff})
 	wg.Go(func() { r.RunWithContext(ctx) })
 }
+
+// kubeBackoff is how soon one kind is asked for again: after 0.8 to 1.6 s, and after 5 to
+// 10 s of a server that stays away. client-go's own 30 to 60 s would leave every name
+// that changed meanwhile untold for so long after it came back.
+var kubeBackoff = wait.Backoff{Duration: 800 * time.Millisecond, Cap: 5 * time.Second, Steps: 10, Factor: 2, Jitter: 1}
 
 // watched notes how list and watch go.
 func watched(lw *cache.ListWatch, kind *kubeKind, log *slog.Logger) *cache.ListWatch {

@@ -90,7 +90,7 @@ start_api() {
 
 node_files() { # NODE
 	local d=$STATE/n$1
-	mkdir -p "$d/net.d" "$d/logs"
+	mkdir -p "$d/net.d" "$d/logs" "$d/static"
 	cat >"$d/net.d/10.conflist" <<-EOF
 		{"cniVersion": "1.0.0", "name": "podnet-$NAME", "plugins": [{"type": "bridge", "bridge": "cni0", "mtu": 1450, "isGateway": true, "hairpinMode": true,
 		 "ipam": {"type": "host-local", "dataDir": "$d/ipam", "ranges": [[{"subnet": "10.244.$1.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
@@ -128,6 +128,7 @@ node_files() { # NODE
 		localStorageCapacityIsolation: false
 		podLogsDir: $d/logs
 		resolvConf: /dev/null
+		staticPodPath: $d/static
 		volumePluginDir: $d/plugins
 	EOF
 	cat >"$d/proxy.yaml" <<-EOF

@@ -71,11 +71,11 @@ func (c *cluster) kubectl(t *testing.T, args ...string) string {
 }
 
 // agent runs weftd on a node, with what the role of deploy/kubernetes.yaml allows.
-func (c *cluster) agent(t *testing.T, n string) {
+func (c *cluster) agent(t *testing.T, n string) kubeAgent {
 	d := filepath.Join(c.dir, n)
 	conf := fmt.Sprintf(`
-listen: {socket: %[1]s/w.sock, http: "off"}
-flows: {active_timeout: 2s, idle_timeout: 1s}
+listen: {socket: %[1]s/w.sock}
+flows: {active_timeout: 2s, idle_timeout: 1s, store: 2048}
 cni: {runtimes: [%[1]s/c.sock], leases: %[1]s/ipam, node: %[2]s, kubeconfig: %[3]s/agent}
 `, d, n, c.dir)
 	if err := os.WriteFile(d+"/weft.yaml", []byte(conf), 0o600); err != nil {
@@ -99,6 +99,7 @@ cni: {runtimes: [%[1]s/c.sock], leases: %[1]s/ipam, node: %[2]s, kubeconfig: %[3
 			t.Logf("weftd of %s:\n%s", n, said)
 		}
 	})
+	return kubeAgent{n, a}
 }
 
 func (c *cluster) flowctl(n string, args ...string) (string, error) {
@@ -134,6 +135,7 @@ func workloads() string {
 		map[string]any{"apiVersion": "v1", "kind": "Service", "metadata": map[string]any{"name": "front"}, "spec": map[string]any{
 			"type": "NodePort", "selector": map[string]any{"app": "web"}, "ports": []any{map[string]any{"port": 8080, "targetPort": 80}},
 		}},
+		json.RawMessage(spare),
 		map[string]any{"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": map[string]any{"name": "client"}, "spec": spec("client", pod("client", "/bin/busybox", "sleep", "1000"))},
 	}})
 	if err != nil {
@@ -149,7 +151,7 @@ type kubeEnd struct{ Addr, Namespace, Pod, Workload, Service, Node, Zone string 
 type kubeRecord struct {
 	id       string
 	port     int
-	answered bool // both directions are in it
+	answered bool // both directions of a connection are in it
 	src, dst kubeEnd
 }
 
@@ -173,7 +175,8 @@ func parseKubeRecord(t *testing.T, line string) kubeRecord {
 	}
 	port, _ := all["destination.port"].(float64)
 	back, _ := all["reverse.packets"].(float64)
-	return kubeRecord{text("weft.connection.id"), int(port), back > 0, end("source"), end("destination")}
+	answered := back > 0 && text("weft.tcp.failure") != "refused"
+	return kubeRecord{text("weft.connection.id"), int(port), answered, end("source"), end("destination")}
 }
 
 // pods are what every end of one of them must say, by address.
@@ -188,7 +191,7 @@ func (c *cluster) pods(t *testing.T) (all map[string]kubeEnd, clients, servers [
 			Status struct{ PodIP string }
 		}
 	}
-	if err := json.Unmarshal([]byte(c.kubectl(t, "get", "pods", "-o", "json")), &list); err != nil {
+	if err := json.Unmarshal([]byte(c.kubectl(t, "get", "pods", "-l", "app in (web, client)", "-o", "json")), &list); err != nil {
 		t.Fatal(err)
 	}
 	all = map[string]kubeEnd{}
@@ -214,7 +217,8 @@ func TestEveryFlowBetweenPodsSaysWhoseItIs(t *testing.T) {
 	}
 }
 
-func everyFlowBetweenPods(t *testing.T, c *cluster) {
+// deploy runs the workloads, and an agent on each node that may ask the API server for so long.
+func (c *cluster) deploy(t *testing.T, token time.Duration) (agents []kubeAgent) {
 	build(t, c.dir)
 	manifest := filepath.Join(c.dir, "workloads.json")
 	if err := os.WriteFile(manifest, []byte(workloads()), 0o600); err != nil {
@@ -223,58 +227,32 @@ func everyFlowBetweenPods(t *testing.T, c *cluster) {
 	c.kubectl(t, "apply", "-f", manifest)
 	c.kubectl(t, "rollout", "status", "deployment/web", "--timeout=60s")
 	c.kubectl(t, "rollout", "status", "daemonset/client", "--timeout=60s")
+	c.kubectl(t, "rollout", "status", "deployment/spare", "--timeout=60s")
 	c.kubectl(t, "apply", "-f", "../../deploy/kubernetes.yaml", "-l", "app.kubernetes.io/component=access")
 	c.kubectl(t, "apply", "-f", "../../deploy/kubernetes.yaml", "--dry-run=server")
-	config := c.script(t, "kubeconfig", c.kubectl(t, "-n", "weft", "create", "token", "weft"))
+	config := c.script(t, "kubeconfig", c.kubectl(t, "-n", "weft", "create", "token", "weft", "--duration", token.String()))
 	if err := os.WriteFile(filepath.Join(c.dir, "agent"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	nodes := []string{"n1", "n2"}
-	for _, n := range nodes {
-		c.agent(t, n)
+	for _, n := range []string{"n1", "n2"} {
+		agents = append(agents, c.agent(t, n))
 	}
 	var w waiter
-	for _, n := range nodes {
-		w.until(t, "the agent of "+n+" knows the pods", func() error {
-			_, err := c.flowctl(n, "status")
+	for _, a := range agents {
+		w.until(t, "the agent of "+a.node+" answers", func() error {
+			_, err := c.flowctl(a.node, "status")
 			return err
 		})
 	}
+	return agents
+}
+
+func everyFlowBetweenPods(t *testing.T, c *cluster) {
+	c.deploy(t, time.Hour)
 	_, clients, servers := c.pods(t)
 	c.kubectl(t, "get", "endpointslices")
 	vip := c.kubectl(t, "get", "service", "front", "-o", "jsonpath={.spec.clusterIP}")
 	nodePort := c.kubectl(t, "get", "service", "front", "-o", "jsonpath={.spec.ports[0].nodePort}")
-	c.everyPath(t, clients, servers, vip, nodePort)
-
-	c.script(t, "kill-api")
-	for _, n := range nodes {
-		w.until(t, "the status of "+n+" says that the API server is away", func() error {
-			text, err := c.flowctl(n, "status")
-			if err == nil && (!strings.Contains(text, "names by kubernetes pods") || !strings.Contains(text, "still hold")) {
-				err = fmt.Errorf("in\n%s", text)
-			}
-			return err
-		})
-	}
-	c.script(t, "start-api")
-	for _, n := range nodes {
-		w.until(t, "the status of "+n+" says nothing of the API server any more", func() error {
-			text, err := c.flowctl(n, "status")
-			if err == nil && strings.Contains(text, "names by kubernetes") {
-				err = fmt.Errorf("in\n%s", text)
-			}
-			return err
-		})
-	}
-	c.kubectl(t, "rollout", "restart", "deployment/web")
-	c.kubectl(t, "rollout", "status", "deployment/web", "--timeout=60s")
-	w.until(t, "the former pods have gone", func() error {
-		if n := strings.Count(c.kubectl(t, "get", "pods", "-l", "app=web", "-o", "name"), "pod/"); n != 2 {
-			return fmt.Errorf("there are %d", n)
-		}
-		return nil
-	})
-	_, clients, servers = c.pods(t)
 	c.everyPath(t, clients, servers, vip, nodePort)
 }
 
@@ -316,7 +294,9 @@ func (c *cluster) everyPath(t *testing.T, clients, servers []kubeEnd, vip, nodeP
 				}
 				for line := range strings.Lines(text) {
 					r := parseKubeRecord(t, line)
-					c.whole(t, n, line, r, ends)
+					if err := whole(n, line, r, ends); err != nil {
+						t.Fatal(err) // what is told wrong stays so
+					}
 					if r.id == "" { // a drain came between the two directions: the rest follows
 						continue
 					}
@@ -362,16 +342,15 @@ func joined(views map[string]map[string]bool, vip string, nodePort int) error {
 	return nil
 }
 
-// whole fails at once for a record that does not say all: what is told wrong stays so.
-func (c *cluster) whole(t *testing.T, n, line string, r kubeRecord, ends map[string]kubeEnd) {
-	t.Helper()
+// whole is that a record of a node's agent says all.
+func whole(n, line string, r kubeRecord, ends map[string]kubeEnd) error {
 	want := r
 	own := strings.HasPrefix(r.src.Addr, "10.244."+strings.TrimPrefix(n, "n")+".")
 	if e, ok := ends[r.src.Addr]; ok {
 		want.src = e
 	} else if node := strings.HasSuffix(r.src.Addr, ".0") || strings.HasSuffix(r.src.Addr, ".1"); !node || own && r.src.Workload != "daemonset/client" {
 		// the port of a node: its own address is in the client's stead, and only it knows whose it is
-		t.Fatalf("on %s: a flow from %s, which is no pod's: %s", n, r.src.Addr, line)
+		return fmt.Errorf("on %s: a flow from %s, which is no pod's: %s", n, r.src.Addr, line)
 	}
 	if e, ok := ends[r.dst.Addr]; ok {
 		want.dst = e
@@ -385,6 +364,7 @@ func (c *cluster) whole(t *testing.T, n, line string, r kubeRecord, ends map[str
 		}
 	}
 	if r != want || r.dst.Pod == "" || r.dst.Service == "" || r.answered && r.id == "" {
-		t.Fatalf("on %s: got\n%+v, want\n%+v\n%s", n, r, want, line)
+		return fmt.Errorf("on %s: got\n%+v, want\n%+v\n%s", n, r, want, line)
 	}
+	return nil
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"weft/cni"
 	"weft/exporter/api"
@@ -51,11 +52,7 @@ func (a *agent) namesOff() (all []*api.Capability) {
 		if s.Err == "" || s.Absent {
 			continue
 		}
-		since := "it has never answered"
-		if !s.Last.IsZero() {
-			since = fmt.Sprintf("the %d names that it gave until %s still hold", s.Known, s.Last.Format("15:04:05"))
-		}
-		all = append(all, &api.Capability{Name: "names by " + s.Name, Needs: "its answer", Err: s.Err + "; " + since})
+		all = append(all, &api.Capability{Name: "names by " + s.Name, Needs: "its answer", Err: s.Err + "; " + sinceWhen(s)})
 	}
 	if n := a.census.Disputed(); n > 0 {
 		all = append(all, &api.Capability{
@@ -69,4 +66,17 @@ func (a *agent) namesOff() (all []*api.Capability) {
 		})
 	}
 	return all
+}
+
+// sinceWhen says how long a source has not answered, and what that means.
+func sinceWhen(s cni.SourceStatus) string {
+	away := s.Away.Format(time.DateTime)
+	switch {
+	case s.Away.IsZero(): // it answers, but not all is well
+		return fmt.Sprintf("the %d names that it gave hold", s.Known)
+	case s.Last.IsZero():
+		return "it has never answered, and was first asked at " + away
+	default:
+		return fmt.Sprintf("away since %s; the %d names that it gave before still hold", away, s.Known)
+	}
 }
