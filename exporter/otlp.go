@@ -30,6 +30,9 @@ const DefaultFinish = 2 * time.Second
 // CLIENT_KEY, CLIENT_CERTIFICATE, HEADERS, COMPRESSION, TIMEOUT, PROTOCOL},
 // OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME.
 type OTLPConfig struct {
+	Name   string // of the sink; empty: "otlp"
+	Prefix string // of the keys that errors name; empty: "exporter.otlp"
+
 	// Endpoint of logs and metrics: http://host:port is plain text,
 	// https://host:port is TLS, unix:///path a socket. With gRPC host:port is TLS
 	// unless OTEL_EXPORTER_OTLP_INSECURE is true, and without a port it is 4317.
@@ -43,11 +46,12 @@ type OTLPConfig struct {
 	// system's roots), and what to show to a receiver that asks.
 	CA, Certificate, Key string
 
-	Flush   time.Duration // how long records gather into one request; 0: one second
-	Finish  time.Duration // longest wait for the receiver's next answer when closing; 0: [DefaultFinish]
-	Metrics time.Duration // between two exports of the ledger; 0: ten seconds
-	Queue   int           // records that may wait in memory; 0: [DefaultQueue]
-	Spool   SpoolConfig   // where requests wait on disk
+	Flush    time.Duration // how long records gather into one request; 0: one second
+	Finish   time.Duration // longest wait for the receiver's next answer when closing; 0: [DefaultFinish]
+	Metrics  time.Duration // between two exports of the ledger; 0: ten seconds
+	NoLedger bool          // records only: neither the ledger nor the histograms go there
+	Queue    int           // records that may wait in memory; 0: [DefaultQueue]
+	Spool    SpoolConfig   // where requests wait on disk
 
 	Version string              // service.version
 	Getenv  func(string) string // nil: os.Getenv
@@ -65,6 +69,9 @@ func (c OTLPConfig) Wanted() bool {
 	}
 	return false
 }
+
+// key is what c's key is called in the configuration.
+func (c OTLPConfig) key(name string) string { return cmp.Or(c.Prefix, "exporter.otlp") + "." + name }
 
 // Check finds every mistake in c and in the environment at once. It reads
 // certificate files and connects to nothing.
@@ -121,6 +128,7 @@ type OTLP struct {
 
 	recovered [2]atomic.Uint64 // records of earlier runs: delivered, lost
 
+	descs   otlpDescs
 	flush   time.Duration
 	finish  time.Duration
 	logs    *link // nil: records are not exported
@@ -145,19 +153,23 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.NoLedger {
+		metrics.endpoint = ""
+	}
 	if logs.endpoint == "" && metrics.endpoint == "" {
-		return nil, errors.New("start OTLP: no endpoint: set exporter.otlp.endpoint or OTEL_EXPORTER_OTLP_ENDPOINT")
+		return nil, fmt.Errorf("start OTLP: no endpoint: set %s or OTEL_EXPORTER_OTLP_ENDPOINT", c.key("endpoint"))
 	}
 	o := &OTLP{
-		queue: newQueue("otlp", c.Queue), encoder: newEncoder(resource, c.Version, time.Now()),
+		queue: newQueue(cmp.Or(c.Name, "otlp"), c.Queue), encoder: newEncoder(resource, c.Version, time.Now()),
 		flush: cmp.Or(c.Flush, time.Second), finish: cmp.Or(c.Finish, DefaultFinish), stop: make(chan struct{}),
 	}
+	o.descs = newOTLPDescs(o.Name())
 	if o.logEncoder, err = NewLogEncoder(resource, c.Version); err != nil {
 		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	if logs.endpoint != "" {
-		if o.logs, err = newLink("logs", logs, logger(c.Log), c.dial); err != nil {
+		if o.logs, err = newLink("logs", logs, c); err != nil {
 			return nil, err
 		}
 		if o.run = rand.Uint64(); c.Spool.Dir != "" {
@@ -167,7 +179,7 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 		o.work.Go(o.encodeLogs)
 	}
 	if metrics.endpoint != "" {
-		if o.metrics, err = newLink("metrics", metrics, logger(c.Log), c.dial); err != nil {
+		if o.metrics, err = newLink("metrics", metrics, c); err != nil {
 			return nil, errors.Join(err, o.Close(context.Background()))
 		}
 		every := cmp.Or(c.Metrics, 10*time.Second)
@@ -176,7 +188,7 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 	return o, nil
 }
 
-// Name is "otlp".
+// Name is OTLPConfig.Name.
 func (o *OTLP) Name() string { return o.queue.account.Name }
 
 // Export queues w's records and keeps its ledger and its histograms for the next
@@ -290,29 +302,35 @@ func (o *OTLP) Spooled() uint64 {
 	return uint64(max(int64(o.queue.parked), 0)) // less than none: sent before it was noted
 }
 
-var spoolWaiting = prometheus.NewDesc("weft_spool_waiting_records",
-	"Flow records of this run that wait on disk for the OTLP receiver.", nil, nil)
+// otlpDescs are the figures of one sink, whose name is a label of all.
+type otlpDescs struct{ spoolWaiting, spoolRecovered, requests *prometheus.Desc }
 
-var spoolRecovered = prometheus.NewDesc("weft_spool_recovered_records_total",
-	"Flow records that an earlier run left in the spool, by what became of them: acknowledged, lost.", []string{"outcome"}, nil)
-
-var otlpRequests = prometheus.NewDesc("weft_otlp_requests_total",
-	"OTLP requests by signal and by what the answer meant: ok, retrying, refused, rejected (in part), too_large.",
-	[]string{"signal", "outcome"}, nil)
+func newOTLPDescs(sink string) otlpDescs {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, labels, prometheus.Labels{"sink": sink})
+	}
+	return otlpDescs{
+		desc("weft_spool_waiting_records", "Flow records of this run that wait on disk for the OTLP receiver."),
+		desc("weft_spool_recovered_records_total",
+			"Flow records that an earlier run left in the spool, by what became of them: acknowledged, lost.", "outcome"),
+		desc("weft_otlp_requests_total",
+			"OTLP requests by signal and by what the answer meant: ok, retrying, refused, rejected (in part), too_large.", "signal", "outcome"),
+	}
+}
 
 // Describe sends the descriptions of what Collect sends.
 func (o *OTLP) Describe(ch chan<- *prometheus.Desc) {
-	ch <- otlpRequests
-	ch <- spoolRecovered
-	ch <- spoolWaiting
+	ch <- o.descs.requests
+	ch <- o.descs.spoolRecovered
+	ch <- o.descs.spoolWaiting
 }
 
 // Collect sends weft_otlp_requests_total and weft_spool_*.
 func (o *OTLP) Collect(ch chan<- prometheus.Metric) {
 	if o.spool != nil {
-		ch <- prometheus.MustNewConstMetric(spoolWaiting, prometheus.GaugeValue, float64(o.Spooled()))
+		ch <- prometheus.MustNewConstMetric(o.descs.spoolWaiting, prometheus.GaugeValue, float64(o.Spooled()))
 		for i, outcome := range []string{"acknowledged", "lost"} {
-			ch <- prometheus.MustNewConstMetric(spoolRecovered, prometheus.CounterValue, float64(o.recovered[i].Load()), outcome)
+			ch <- prometheus.MustNewConstMetric(o.descs.spoolRecovered, prometheus.CounterValue, float64(o.recovered[i].Load()), outcome)
 		}
 	}
 	for _, l := range []*link{o.logs, o.metrics} {
@@ -320,7 +338,7 @@ func (o *OTLP) Collect(ch chan<- prometheus.Metric) {
 			continue
 		}
 		for state, n := range l.counts() {
-			ch <- prometheus.MustNewConstMetric(otlpRequests, prometheus.CounterValue, float64(n), l.signal, state)
+			ch <- prometheus.MustNewConstMetric(o.descs.requests, prometheus.CounterValue, float64(n), l.signal, state)
 		}
 	}
 }

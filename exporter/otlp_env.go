@@ -132,12 +132,12 @@ func (c OTLPConfig) target(s settings) (target, error) {
 			errs = append(errs, err)
 		}
 	}
-	protocol := s.get("PROTOCOL", setting{"exporter.otlp.protocol", c.Protocol})
+	protocol := s.get("PROTOCOL", setting{c.key("protocol"), c.Protocol})
 	if t.protocol = cmp.Or(protocol.value, protocols[0]); !slices.Contains(protocols, t.protocol) {
 		note(protocol.wrong("want " + strings.Join(protocols, ", ")))
 		t.protocol = protocols[0]
 	}
-	compression := s.get("COMPRESSION", setting{"exporter.otlp.compression", c.Compression})
+	compression := s.get("COMPRESSION", setting{c.key("compression"), c.Compression})
 	if t.compression = cmp.Or(compression.value, compressions[0]); !slices.Contains(compressions, t.compression) {
 		note(compression.wrong("want " + strings.Join(compressions, ", ")))
 	}
@@ -151,7 +151,7 @@ func (c OTLPConfig) target(s settings) (target, error) {
 	var err error
 	t.headers, err = c.headers(s)
 	note(err)
-	endpoint := s.get("ENDPOINT", setting{"exporter.otlp.endpoint", c.Endpoint})
+	endpoint := s.get("ENDPOINT", setting{c.key("endpoint"), c.Endpoint})
 	if t.endpoint = endpoint.value; t.protocol == protocolGRPC {
 		note(t.connectGRPC(s, endpoint))
 	} else {
@@ -250,7 +250,7 @@ func (t *target) connectHTTP(s settings, endpoint setting) error {
 
 // headers go with every request. Their values are secrets: no error shows one.
 func (c OTLPConfig) headers(s settings) (metadata.MD, error) {
-	name, pairs := "exporter.otlp.headers", c.Headers
+	name, pairs := c.key("headers"), c.Headers
 	if len(pairs) == 0 {
 		list := s.get("HEADERS", setting{})
 		if list.value == "" {

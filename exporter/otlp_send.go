@@ -3,6 +3,7 @@
 package exporter
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -45,7 +46,8 @@ type link struct {
 	target    target
 	transport transport
 	log       *slog.Logger
-	limit     int // bytes of a body that the receiver is known not to take more of; 0: none known. The worker's
+	key       func(string) string // what a key of the sink is called
+	limit     int                 // bytes of a body that the receiver is known not to take more of; 0: none known. The worker's
 
 	mu       sync.Mutex
 	state    string    // what the last answer meant: see the constants
@@ -68,19 +70,19 @@ const (
 // dialer replaces the network in tests; nil: the network.
 type dialer func(ctx context.Context, address string) (net.Conn, error)
 
-func newLink(signal string, t target, log *slog.Logger, dial dialer) (*link, error) {
+func newLink(signal string, t target, c OTLPConfig) (*link, error) {
 	l := &link{
-		signal: signal, target: t, state: stateIdle, requests: map[string]uint64{},
-		log: log.With("sink", "otlp", "signal", signal, "endpoint", t.endpoint),
+		signal: signal, target: t, key: c.key, state: stateIdle, requests: map[string]uint64{},
+		log: logger(c.Log).With("sink", cmp.Or(c.Name, "otlp"), "signal", signal, "endpoint", t.endpoint),
 	}
 	if t.tls != nil {
 		t.tls.log = l.log
 	}
 	var err error
 	if t.protocol == protocolGRPC {
-		l.transport, err = newGRPC(signal, t, dial)
+		l.transport, err = newGRPC(signal, t, c.dial)
 	} else {
-		l.transport = newHTTP(signal, t, dial)
+		l.transport = newHTTP(signal, t, c.dial)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("prepare OTLP %s to %s: %w", signal, t.endpoint, err)
@@ -179,16 +181,16 @@ func (l *link) note(state, detail string) {
 	}
 }
 
-// mends is what helps, by what is in the words of Go's TLS and X.509.
+// mends is what helps, by what is in the words of Go's TLS and X.509; a key of the sink is in braces.
 var mends = []struct{ words, mend string }{
-	{"signed by unknown authority", "name the receiver's authority in exporter.otlp.ca or OTEL_EXPORTER_OTLP_CERTIFICATE"},
+	{"signed by unknown authority", "name the receiver's authority in {ca} or OTEL_EXPORTER_OTLP_CERTIFICATE"},
 	{"certificate has expired or is not yet valid", "renew the receiver's certificate, or set this host's clock"},
 	{"certificate is valid for", "write the endpoint with a name that is in the receiver's certificate"},
 	{"certificate is not valid for any names", "the receiver's certificate needs the endpoint's host as a subject alternative name"},
 	{"doesn't contain any IP SANs", "write the endpoint with a name that is in the receiver's certificate, or add the address to that"},
 	{"first record does not look like a TLS handshake", "the receiver speaks plain text: write http://"},
 	{"server gave HTTP response to HTTPS client", "the receiver speaks plain text: write http://"},
-	{"certificate required", "name a client certificate in exporter.otlp.certificate and exporter.otlp.key"},
+	{"certificate required", "name a client certificate in {certificate} and {key}"},
 }
 
 // mend is what to do about detail, if that is known.
@@ -198,7 +200,7 @@ func (l *link) mend(detail string) string {
 			if l.target.guessedTLS && strings.Contains(m.mend, "http://") {
 				break
 			}
-			return m.mend
+			return strings.NewReplacer("{ca}", l.key("ca"), "{certificate}", l.key("certificate"), "{key}", l.key("key")).Replace(m.mend)
 		}
 	}
 	if l.target.guessedTLS {

@@ -29,9 +29,9 @@ type tlsFiles struct {
 
 // read takes the files' names from c or the variables and reads them.
 func (f *tlsFiles) read(c OTLPConfig, s settings) error {
-	ca := s.get("CERTIFICATE", setting{"exporter.otlp.ca", c.CA})
-	cert := s.get("CLIENT_CERTIFICATE", setting{"exporter.otlp.certificate", c.Certificate})
-	key := s.get("CLIENT_KEY", setting{"exporter.otlp.key", c.Key})
+	ca := s.get("CERTIFICATE", setting{c.key("ca"), c.CA})
+	cert := s.get("CLIENT_CERTIFICATE", setting{c.key("certificate"), c.Certificate})
+	key := s.get("CLIENT_KEY", setting{c.key("key"), c.Key})
 	f.ca, f.cert, f.key = ca.value, cert.value, key.value
 	var errs []error
 	if f.ca != "" {
@@ -45,9 +45,9 @@ func (f *tlsFiles) read(c OTLPConfig, s settings) error {
 			errs = append(errs, fmt.Errorf("%s and %s: %w", cert.name, key.name, err))
 		}
 	case f.cert != "":
-		errs = append(errs, cert.wrong("exporter.otlp.key or OTEL_EXPORTER_OTLP_CLIENT_KEY is missing"))
+		errs = append(errs, cert.wrong(c.key("key")+" or OTEL_EXPORTER_OTLP_CLIENT_KEY is missing"))
 	case f.key != "":
-		errs = append(errs, key.wrong("exporter.otlp.certificate or OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE is missing"))
+		errs = append(errs, key.wrong(c.key("certificate")+" or OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE is missing"))
 	}
 	return errors.Join(errs...)
 }

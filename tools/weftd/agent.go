@@ -41,11 +41,11 @@ type agent struct {
 
 	started time.Time
 	store   *exporter.Store
-	otlp    *exporter.OTLP  // nil: no endpoint
+	outlets []outlet        // of exporter.otlp, if it has an endpoint, and of exporter.sinks
 	printer *exporter.Print // nil: no -print
 	drops   *exporter.Drops // nil: not traced
 	dns     *exporter.DNS   // nil: not read
-	sinks   []flows.Sink    // those that are there of the three
+	sinks   []flows.Sink    // those that are there, outlets among them
 	socket  *exporter.Server
 	web     *exporter.Web // nil: listen.http is off
 	mirror  *cni.Mirror   // nil: mirrorErr says why
@@ -94,12 +94,8 @@ func (a *agent) open() error {
 	if a.socket, err = exporter.ListenSocket(cfg.Socket, cfg.Group, a.store, a.status); err != nil {
 		return err
 	}
-	if cfg.OTLP.Wanted() {
-		cfg.OTLP.Log = a.log
-		if a.otlp, err = exporter.NewOTLP(cfg.OTLP); err != nil {
-			return err
-		}
-		a.sinks = append(a.sinks, a.otlp)
+	if err := a.openOutlets(); err != nil {
+		return err
 	}
 	if err := a.listenHTTP(); err != nil {
 		return err
@@ -141,8 +137,10 @@ func (a *agent) listenHTTP() (err error) {
 		a.dns = &exporter.DNS{}
 		extra = append(extra, a.dns)
 	}
-	if a.otlp != nil {
-		extra = append(extra, a.otlp)
+	for _, o := range a.outlets {
+		if c, ok := o.(prometheus.Collector); ok {
+			extra = append(extra, c)
+		}
 	}
 	a.web, err = exporter.ListenHTTP(exporter.WebOptions{
 		Addr: a.cfg.HTTP, Version: ownVersion(), Health: a.healthy, Ready: a.ready, Extra: extra,
@@ -163,8 +161,8 @@ func (a *agent) announce() {
 	if a.web != nil {
 		where = append(where, "http", a.web.Addr())
 	}
-	if a.otlp != nil {
-		where = append(where, "otlp", a.otlp.Status().GetTarget())
+	for _, o := range a.outlets {
+		where = append(where, o.Name(), o.Status().GetTarget())
 	}
 	a.log.Info("weftd started", where...)
 }
@@ -292,8 +290,8 @@ func (a *agent) close() error {
 // closeSinks closes those that have something to hand over, side by side.
 func (a *agent) closeSinks(ctx context.Context) error {
 	var closers []func(context.Context) error
-	if a.otlp != nil {
-		closers = append(closers, a.otlp.Close)
+	for _, o := range a.outlets {
+		closers = append(closers, o.Close)
 	}
 	if a.printer != nil {
 		closers = append(closers, func(ctx context.Context) error {
@@ -330,8 +328,8 @@ func (a *agent) farewell() {
 			why = append(why, slog.Uint64(reason, account.Lost[reason]))
 		}
 		loss := []any{"sink", s.Name(), "records", account.TotalLost(), slog.Group("reason", why...)}
-		if s == flows.Sink(a.otlp) {
-			loss = append(loss, "receiver", a.otlp.Status().GetState())
+		if o := a.outlet(s); o != nil {
+			loss = append(loss, "receiver", o.Status().GetState())
 		}
 		a.log.Warn("records lost", loss...)
 	}

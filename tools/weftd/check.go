@@ -62,7 +62,9 @@ func report(out io.Writer, cfg *Config, s dataplane.Status) error {
 	for _, c := range s.Off {
 		fmt.Fprintf(out, "off         %s: needs %s: %s\n", c.Name, c.Needs, c.Err)
 	}
-	fmt.Fprintf(out, "export      %s\n", exportText(cfg))
+	for _, text := range exportTexts(cfg) {
+		fmt.Fprintf(out, "export      %s\n", text)
+	}
 	if attached == 0 && len(s.Points) > 0 {
 		return errors.New("no observation point could be attached; the lines above say why")
 	}
@@ -70,9 +72,17 @@ func report(out io.Writer, cfg *Config, s dataplane.Status) error {
 	return nil
 }
 
-func exportText(cfg *Config) string {
+// exportTexts is each sink with where it leads to.
+func exportTexts(cfg *Config) []string {
+	var texts []string
 	if cfg.OTLP.Wanted() {
-		return "OTLP (the endpoint is not contacted by -check)"
+		texts = append(texts, "OTLP (the endpoint is not contacted by -check)")
 	}
-	return "no OTLP: set exporter.otlp.endpoint or OTEL_EXPORTER_OTLP_ENDPOINT"
+	for _, s := range cfg.Sinks {
+		texts = append(texts, fmt.Sprintf("%s: %s (not contacted by -check)", s.name, s.kind.target(s)))
+	}
+	if texts == nil {
+		return []string{"nowhere: set exporter.otlp.endpoint, OTEL_EXPORTER_OTLP_ENDPOINT or exporter.sinks"}
+	}
+	return texts
 }

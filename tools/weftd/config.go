@@ -31,7 +31,8 @@ type Config struct {
 	Store     int // records kept in memory for flowctl
 
 	CNI   cniConfig
-	OTLP  exporter.OTLPConfig
+	OTLP  exporter.OTLPConfig // the sink "otlp"
+	Sinks []*sinkConfig       // the others, in their order in the file
 	Level slog.Level
 	JSON  bool // log lines as JSON instead of text
 
@@ -131,15 +132,7 @@ func (c *Config) settle() mistakes {
 		c.HTTP = ""
 	}
 	c.OTLP.Version = ownVersion()
-	var bad mistakes
-	for _, err := range flatten(c.OTLP.Check()) {
-		// Each begins with its key or variable, then = and the value, or : without it.
-		name := err.Error()
-		if end := strings.IndexAny(name, "=:"); end >= 0 {
-			name = name[:end]
-		}
-		bad = append(bad, mistake{c.Set[name], err.Error()})
-	}
+	bad := append(c.found(c.OTLP.Check(), origin{}), c.settleSinks()...)
 	if c.Table.IdleTimeout < c.Dataplane.Interval {
 		bad = append(bad, mistake{c.Set["flows.idle_timeout"], fmt.Sprintf(
 			"flows.idle_timeout: %s is shorter than dataplane.interval (%s), so every flow would end at every drain; make it longer",

@@ -205,7 +205,7 @@ func TestSettingsHideHeaderValues(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := keyNamed("exporter.otlp.headers").show(&c); got != "authorization" {
+	if got := keyNamed(keys, "exporter.otlp.headers").show(&c); got != "authorization" {
 		t.Errorf("shown headers: got %q, want the name alone", got)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"weft/dataplane"
+	"weft/exporter"
 )
 
 // shape is what a key's value looks like in YAML.
@@ -46,8 +47,9 @@ type key struct {
 }
 
 // keys is every key of the configuration file and, with WEFT_ in front and
-// underscores for dots, of the environment.
-var keys = []key{
+// underscores for dots, of the environment. Those of exporter.sinks, which only the
+// file has, are [sinkConfig.keys].
+var keys = slices.Concat([]key{
 	text("listen.socket", func(c *Config) *string { return &c.Socket }, checkSocket),
 	text("listen.group", func(c *Config) *string { return &c.Group }, checkGroup),
 	text("listen.http", func(c *Config) *string { return &c.HTTP }, checkHTTP),
@@ -85,26 +87,14 @@ var keys = []key{
 	text("cni.results", func(c *Config) *string { return &c.CNI.results }, checkFolder),
 	text("cni.kubeconfig", func(c *Config) *string { return &c.CNI.kubeconfig }, checkFileOrNone),
 	text("cni.leases", func(c *Config) *string { return &c.CNI.leases }, checkFolder),
-
-	text("exporter.otlp.endpoint", func(c *Config) *string { return &c.OTLP.Endpoint }, anything),
-	text("exporter.otlp.protocol", func(c *Config) *string { return &c.OTLP.Protocol }, anything),
-	pairs("exporter.otlp.headers", func(c *Config) *map[string]string { return &c.OTLP.Headers }),
-	text("exporter.otlp.compression", func(c *Config) *string { return &c.OTLP.Compression }, anything),
-	text("exporter.otlp.ca", func(c *Config) *string { return &c.OTLP.CA }, anything),
-	text("exporter.otlp.certificate", func(c *Config) *string { return &c.OTLP.Certificate }, anything),
-	text("exporter.otlp.key", func(c *Config) *string { return &c.OTLP.Key }, anything),
-	text("exporter.spool.dir", func(c *Config) *string { return &c.OTLP.Spool.Dir }, checkSpool),
-	size("exporter.spool.size", func(c *Config) *int { return &c.OTLP.Spool.Size }, 16<<20, 1<<40),
-	duration("exporter.spool.age", func(c *Config) *time.Duration { return &c.OTLP.Spool.Age }, time.Minute, 365*24*time.Hour),
-	word("exporter.spool.sync", func(c *Config) *bool { return &c.OTLP.Spool.NoSync }, choice[bool]{"on", false}, choice[bool]{"off", true}),
-	duration("exporter.flush", func(c *Config) *time.Duration { return &c.OTLP.Flush }, 10*time.Millisecond, time.Minute),
-	duration("exporter.finish", func(c *Config) *time.Duration { return &c.OTLP.Finish }, 10*time.Millisecond, finishAtMost),
-
+}, otlpKeys("exporter.otlp.", ownOTLP), spoolKeys("exporter.spool.", ownOTLP), paceKeys("exporter.", ownOTLP), []key{
 	reloaded(word("log.level", func(c *Config) *slog.Level { return &c.Level },
 		choice[slog.Level]{"debug", slog.LevelDebug}, choice[slog.Level]{"info", slog.LevelInfo},
 		choice[slog.Level]{"warn", slog.LevelWarn}, choice[slog.Level]{"error", slog.LevelError})),
 	word("log.format", func(c *Config) *bool { return &c.JSON }, choice[bool]{"text", false}, choice[bool]{"json", true}),
-}
+})
+
+func ownOTLP(c *Config) *exporter.OTLPConfig { return &c.OTLP }
 
 // autoOff is a key for what is used when it is there, or never.
 func autoOff(name string, f func(*Config) *bool) key {

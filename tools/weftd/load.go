@@ -31,7 +31,7 @@ func readYAML(c *Config, file string, text []byte) mistakes {
 	} else if !errors.Is(err, io.EOF) {
 		return mistakes{syntax(file, err)}
 	}
-	r := yamlReader{c: c, file: file, lines: map[string]int{}}
+	r := yamlReader{c: c, file: file, known: keys, lines: map[string]int{}}
 	r.section("", doc.Content[0])
 	return r.bad
 }
@@ -53,6 +53,7 @@ func syntax(file string, err error) mistake {
 type yamlReader struct {
 	c     *Config
 	file  string
+	known []key          // that may come now
 	lines map[string]int // where each key was seen
 	bad   mistakes
 }
@@ -79,12 +80,14 @@ func (r *yamlReader) section(prefix string, n *yaml.Node) {
 			continue
 		}
 		r.lines[full] = name.Line
-		if k := keyNamed(full); k != nil {
+		if k := keyNamed(r.known, full); k != nil {
 			r.value(k, value)
-		} else if isSection(full) {
+		} else if full == sinksKey {
+			r.sinks(value)
+		} else if isSection(r.known, full) {
 			r.section(full+".", value)
 		} else {
-			r.fail(name, "unknown key %s%s", full, suggest(full, keyNames()))
+			r.fail(name, "unknown key %s%s", full, suggest(full, append(keyNames(r.known), r.kinds(prefix)...)))
 		}
 	}
 }
@@ -238,26 +241,26 @@ func splitList(text string) []string {
 	return items
 }
 
-func keyNamed(name string) *key {
-	for i := range keys {
-		if keys[i].name == name {
-			return &keys[i]
+func keyNamed(in []key, name string) *key {
+	for i := range in {
+		if in[i].name == name {
+			return &in[i]
 		}
 	}
 	return nil
 }
 
-func keyNames() []string {
-	names := make([]string, len(keys))
-	for i := range keys {
-		names[i] = keys[i].name
+func keyNames(in []key) []string {
+	names := make([]string, len(in))
+	for i := range in {
+		names[i] = in[i].name
 	}
 	return names
 }
 
 // isSection reports whether keys live below name.
-func isSection(name string) bool {
-	return slices.ContainsFunc(keys, func(k key) bool { return strings.HasPrefix(k.name, name+".") })
+func isSection(in []key, name string) bool {
+	return slices.ContainsFunc(in, func(k key) bool { return strings.HasPrefix(k.name, name+".") })
 }
 
 // suggest is the mend for an unknown name: the nearest known one, if any is near.

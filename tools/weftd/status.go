@@ -22,8 +22,8 @@ func (a *agent) status() *api.StatusResponse {
 	a.mu.Lock()
 	cfg := a.cfg
 	cfg.OTLP = cfg.OTLP.InForce()
-	for i := range keys {
-		m.Settings = append(m.Settings, &api.Setting{Key: keys[i].name, Value: keys[i].show(&cfg)})
+	for _, k := range cfg.settings() {
+		m.Settings = append(m.Settings, &api.Setting{Key: k.name, Value: k.show(&cfg)})
 	}
 	a.mu.Unlock()
 	plane := a.plane.Load()
@@ -32,8 +32,8 @@ func (a *agent) status() *api.StatusResponse {
 	}
 	m.Off = append(append(m.Off, a.topologyOff()...), a.namesOff()...)
 	for _, s := range a.sinks {
-		if a.otlp != nil && s.Name() == a.otlp.Name() {
-			m.Sinks = append(m.Sinks, a.otlp.Status())
+		if o := a.outlet(s); o != nil {
+			m.Sinks = append(m.Sinks, o.Status())
 			continue
 		}
 		m.Sinks = append(m.Sinks, &api.SinkStatus{Account: exporter.AccountToWire(s.Account()), State: "ok"})

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	"google.golang.org/protobuf/proto"
+
+	"weft/exporter"
+	"weft/flows"
+)
+
+func TestSinkMistakesNameKeyLineAndMend(t *testing.T) {
+	for name, c := range map[string]struct{ text, want string }{
+		"no sink":        {"exporter: {sinks: [a]}", `:1: exporter.sinks must be a section of sinks`},
+		"no kind":        {"exporter:\n  sinks:\n    siem: {}", `:3: exporter.sinks.siem: of no kind; give it one of otlp`},
+		"unknown kind":   {"exporter:\n  sinks:\n    siem:\n      otpl: {endpoint: a}", ":4: unknown key exporter.sinks.siem.otpl; did you mean exporter.sinks.siem.otlp"},
+		"unknown key":    {"exporter:\n  sinks:\n    siem:\n      otlp: {endpoint: 'http://a:1', protocl: grpc}", ":4: unknown key exporter.sinks.siem.otlp.protocl; did you mean exporter.sinks.siem.otlp.protocol?"},
+		"no endpoint":    {"exporter:\n  sinks:\n    siem:\n      otlp: {protocol: grpc}", ":3: exporter.sinks.siem.otlp.endpoint: missing; write the receiver's"},
+		"bad name":       {"exporter:\n  sinks:\n    A B: {otlp: {endpoint: 'http://a:1'}}", `:3: exporter.sinks: "A B" is no name of a sink`},
+		"taken name":     {"exporter:\n  sinks:\n    otlp: {otlp: {endpoint: 'http://a:1'}}", ":3: exporter.sinks.otlp: the agent has a sink otlp of its own; choose another name"},
+		"twice":          {"exporter:\n  sinks:\n    a: {otlp: {endpoint: 'http://a:1'}}\n    a: {otlp: {endpoint: 'http://a:1'}}", ":4: exporter.sinks.a: given on line 3 already"},
+		"bad value":      {"exporter:\n  sinks:\n    a:\n      otlp:\n        endpoint: http://a:1\n        flush: 5", `:6: exporter.sinks.a.otlp.flush: "5" is not a duration`},
+		"bad protocol":   {"exporter:\n  sinks:\n    a:\n      otlp:\n        endpoint: http://a:1\n        protocol: pigeon", `:6: exporter.sinks.a.otlp.protocol="pigeon": want grpc`},
+		"missing key":    {"exporter:\n  sinks:\n    a:\n      otlp:\n        endpoint: https://a:1\n        certificate: /c.pem", `:6: exporter.sinks.a.otlp.certificate="/c.pem": exporter.sinks.a.otlp.key or`},
+		"shared spool":   {"exporter:\n  sinks:\n    a: {otlp: {endpoint: 'http://a:1', spool: {dir: /s}}}\n    b: {otlp: {endpoint: 'http://a:1', spool: {dir: /s/}}}", ":4: exporter.sinks.b.otlp.spool.dir: /s is that of exporter.sinks.a.otlp.spool.dir; every sink needs"},
+		"spool of otlp":  {"exporter:\n  otlp: {endpoint: 'http://a:1'}\n  spool: {dir: /s}\n  sinks:\n    a: {otlp: {endpoint: 'http://a:1', spool: {dir: /s}}}", ":5: exporter.sinks.a.otlp.spool.dir: /s is that of exporter.spool.dir"},
+		"anchor is fine": {"exporter:\n  sinks:\n    a: {otlp: &x {endpoint: 'http://a:1'}}\n    b: {otlp: *x}", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := file(t, c.text)
+			_, err := loadConfig(path, nil)
+			switch {
+			case c.want == "" && err != nil:
+				t.Errorf("got %v, want none", err)
+			case c.want != "" && (err == nil || !strings.HasPrefix(err.Error(), path+c.want) || strings.Contains(err.Error(), "\n")):
+				t.Errorf("got %v, want one line that begins with %s", err, c.want)
+			}
+		})
+	}
+}
+
+func TestSinksOfTheEnvironmentAreOtlpsOwn(t *testing.T) {
+	t.Setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=secret")
+	t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
+	c, err := loadConfig(file(t, "exporter: {sinks: {a: {otlp: {endpoint: 'http://a:1', headers: {b: c}}}}}"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := c.Sinks[0]; s.otlp.Protocol != "grpc" || c.OTLP.Wanted() {
+		t.Errorf("got protocol %s and otlp %v, want grpc and no sink of exporter.otlp", s.otlp.Protocol, c.OTLP.Wanted())
+	}
+	shown := map[string]string{}
+	for _, k := range c.settings() {
+		shown[k.name] = k.show(&c)
+	}
+	if shown["exporter.sinks.a.otlp.headers"] != "b" || shown["exporter.sinks.a.otlp.endpoint"] != "http://a:1" || shown["log.level"] != "info" {
+		t.Errorf("got settings %v, want the sink's, without the values of headers", shown)
+	}
+}
+
+func TestSameSinkIsToldFromAChangedOne(t *testing.T) {
+	load := func(text string) *sinkConfig {
+		c, err := loadConfig(file(t, "exporter: {sinks: {a: {otlp: {endpoint: 'http://a:1'"+text+"}}}}"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Sinks[0]
+	}
+	if !load("").same(load("")) || load("").same(load(", headers: {x: y}")) || load(", headers: {x: z}").same(load(", headers: {x: y}")) {
+		t.Error("want sinks the same exactly when every key is")
+	}
+}
+
+// receiver counts the log records that it was sent.
+type receiver struct {
+	records atomic.Uint64
+	*httptest.Server
+}
+
+func newReceiver(t *testing.T) *receiver {
+	r := &receiver{}
+	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		body, err := io.ReadAll(req.Body)
+		var m collogs.ExportLogsServiceRequest
+		if err = errors.Join(err, proto.Unmarshal(body, &m)); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		for _, rl := range m.ResourceLogs {
+			for _, sl := range rl.ScopeLogs {
+				r.records.Add(uint64(len(sl.LogRecords)))
+			}
+		}
+	}))
+	t.Cleanup(r.Close)
+	return r
+}
+
+// hangs is an endpoint that takes connections and never answers.
+func hangs(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // connections wait in its backlog for ever
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.Addr().String()
+}
+
+func testRecords(n int) []flows.Record {
+	at := time.Unix(100, 0)
+	records := make([]flows.Record, n)
+	for i := range records {
+		records[i] = flows.Record{Key: flows.Key{
+			Src: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 1234), Dst: netip.MustParseAddrPort("192.0.2.1:443"), Proto: flows.ProtoTCP,
+		}, Start: at, End: at, Packets: 1, Bytes: 60}
+	}
+	return records
+}
+
+// sinkAgent is an agent with the sinks of a configuration, and nothing else.
+func sinkAgent(t *testing.T, text string) *agent {
+	t.Helper()
+	c, err := loadConfig(file(t, text), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &agent{cfg: c, log: slog.New(slog.DiscardHandler), table: flows.NewTable(flows.TableOptions{}),
+		store: exporter.NewStore(16), refused: map[string]string{}}
+	a.sinks = append(a.sinks, a.store)
+	if err := a.openOutlets(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := a.closeSinks(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return a
+}
+
+// offer delivers one window of n records.
+func (a *agent) offer(n int) {
+	at := time.Unix(100, 0)
+	a.deliver(flows.Window{End: at, Records: testRecords(n), Ledger: flows.Ledger{At: at, Made: uint64(n)}})
+}
+
+// account is that of the sink of that name in the ledger of now.
+func (a *agent) account(t *testing.T, name string) flows.SinkAccount {
+	t.Helper()
+	for _, s := range a.sinks {
+		if s.Name() == name {
+			return s.Account()
+		}
+	}
+	t.Fatalf("no sink %s", name)
+	return flows.SinkAccount{}
+}
+
+// eventually polls what until it is nil.
+func eventually(t *testing.T, what func() error) {
+	t.Helper()
+	var err error
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+		if err = what(); err == nil {
+			return
+		}
+	}
+	t.Error(err)
+}
+
+func TestHangingSinkHoldsUpNeitherTheDrainNorAnother(t *testing.T) {
+	live := newReceiver(t)
+	a := sinkAgent(t, `exporter:
+  otlp: {endpoint: "http://`+hangs(t)+`", protocol: http/protobuf}
+  flush: 10ms
+  finish: 50ms
+  sinks:
+    dead: {otlp: {endpoint: "http://`+hangs(t)+`", flush: 10ms, finish: 50ms, ledger: off}}
+    live: {otlp: {endpoint: "`+live.URL+`", protocol: http/protobuf, compression: none, flush: 10ms, ledger: off}}
+    tiny: {otlp: {endpoint: "http://`+hangs(t)+`", flush: 10ms, finish: 50ms, queue: 10, ledger: off}}
+`)
+	const n = 3000
+	began := time.Now()
+	a.offer(n)
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("delivery took %s, want far less than any time-out", took)
+	}
+	eventually(t, func() error {
+		if got := live.records.Load(); got != n {
+			return fmt.Errorf("the live receiver got %d records, want %d while the others hang", got, n)
+		}
+		if got := a.account(t, "live"); got.Acknowledged != n {
+			return fmt.Errorf("live: got %+v, want all acknowledged", got)
+		}
+		return nil
+	})
+	for _, name := range []string{"otlp", "dead"} {
+		if got := a.account(t, name); got.Waiting != n || got.TotalLost() != 0 {
+			t.Errorf("%s: got %+v, want all waiting", name, got)
+		}
+	}
+	if got := a.account(t, "tiny"); got.Lost["queue_full"] != n-10 {
+		t.Errorf("tiny: got %+v, want its own queue of 10", got)
+	}
+	if l, _ := a.store.Ledger(); len(l.Sinks) != 5 || !l.Balanced() {
+		t.Errorf("got ledger %+v, error %v, want a balanced account of each sink", l.Sinks, l.Check())
+	}
+}
