@@ -139,6 +139,10 @@ func (w *wire) land() {
 			s = &Sample{Key: x.f.key, At: x.f.at, VLAN: VLAN{Outer: x.f.vlan}, Fragment: x.f.fragment, First: second(w.now).UnixNano(), New: !w.born[x.f]}
 			if s.New {
 				s.FirstFlags, s.SeqNumber, s.AckNumber = x.flags, w.rnd.Uint32N(4), w.rnd.Uint32N(4)
+				if alone(x.f.key) { // no other conversation's: those are taken for views of one connection
+					own := uint32(x.f.key.Src.Port()+x.f.key.Dst.Port())<<8 | uint32(x.f.key.Src.Addr().As4()[3]+x.f.key.Dst.Addr().As4()[3])
+					s.SeqNumber, s.AckNumber = s.SeqNumber+own<<4, s.AckNumber+own<<4
+				}
 			}
 			w.flows[x.f], w.born[x.f] = s, true
 		}

@@ -26,6 +26,7 @@ type conversation struct {
 	hash   uint32
 
 	trouble uint32 // in the table's troubles; 0: nothing dropped
+	syn     uint32 // when the opener's SYN was first seen, in units of 256 ns, modulo 2^32; 0: it was not
 }
 
 // convState is a set of facts about a conversation.
@@ -73,6 +74,9 @@ func (c *conversation) handshake(s *Sample, d side) {
 		c.learnISN(opener, s.AckNumber-1)
 	}
 	c.learnISN(d, s.SeqNumber)
+	if at := max(uint32(s.First>>8), 1); d == opener && (c.syn == 0 || int32(at-c.syn) < 0) {
+		c.syn = at
+	}
 	if !c.is(convSYN) {
 		c.state |= convSYN
 		if opener == 1 {

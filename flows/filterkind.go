@@ -36,8 +36,8 @@ type kind struct {
 
 // kinds is every kind there is: a new one is a line here.
 var kinds = []kind{
-	{name: "ip", value: "ADDRESS|PREFIX", help: "address, or a prefix that holds it", end: parseIPTerm},
-	{name: "port", value: "PORT", help: "TCP, UDP or SCTP port", end: parsePortTerm},
+	{name: "ip", value: "ADDRESS|PREFIX", help: "address, or a prefix that holds it; also the one that the other end knows, as a Service's", end: parseIPTerm},
+	{name: "port", value: "PORT", help: "TCP, UDP or SCTP port; also the one that the other end knows, as a Service's", end: parsePortTerm},
 	{name: "protocol", value: "NAME|NUMBER", help: "IP protocol: tcp, udp, icmp, 47 ...", record: parseProtocolTerm},
 	{name: "interface", value: "GLOB", help: "device that any hop of the conversation is at", record: parseInterfaceTerm},
 	{name: "netns", value: "GLOB", help: "network namespace, path or name, of any hop; self: the agent's own", record: parseNetnsTerm},
@@ -115,7 +115,9 @@ func parseIPTerm(v string) (string, func(*Record, bool) bool, error) {
 	if p.IsSingleIP() {
 		name = p.Addr().String()
 	}
-	return name, func(r *Record, source bool) bool { return p.Contains(r.endpoint(source).Addr().Unmap()) }, nil
+	return name, func(r *Record, source bool) bool {
+		return p.Contains(r.endpoint(source).Addr().Unmap()) || p.Contains(r.known(source).Addr().Unmap())
+	}, nil
 }
 
 // A port never matches ICMP, whose key has type and code in its place, nor
@@ -126,7 +128,8 @@ func parsePortTerm(v string) (string, func(*Record, bool) bool, error) {
 		return "", nil, errors.New("want a port number from 0 to 65535")
 	}
 	return strconv.FormatUint(n, 10), func(r *Record, source bool) bool {
-		return r.Key.ports() && !r.Fragment && r.endpoint(source).Port() == uint16(n)
+		known := r.known(source)
+		return r.Key.ports() && !r.Fragment && (r.endpoint(source).Port() == uint16(n) || known.IsValid() && known.Port() == uint16(n))
 	}, nil
 }
 

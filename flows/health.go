@@ -75,11 +75,12 @@ func (t *Table) dropped(drops []DropSample) {
 		}
 		var key convKey
 		key.pack(&Sample{Key: d.Key, At: Point{Netns: d.At.Netns}, Domain: d.Domain})
-		at := t.convs.find(&key, t.convs.hashOf(&key))
-		if at == 0 {
+		var c *conversation
+		if at := t.convs.find(&key, t.convs.hashOf(&key)); at != 0 {
+			c = t.convs.at(at)
+		} else if c, _ = t.held(Scope{Netns: key.netns}, d.Key, d.First, d.Last); c == nil {
 			continue
 		}
-		c := t.convs.at(at)
 		if c.trouble == 0 {
 			c.trouble = t.troubles.take()
 		}
@@ -87,27 +88,27 @@ func (t *Table) dropped(drops []DropSample) {
 	}
 }
 
-// tell fills what is known beyond counts: r is c's record, told from src.
-func (t *Table) tell(r *Record, c *conversation, src side, why EndReason) {
+// tell adds to r what v's view with index i knows beyond counts.
+func (t *Table) tell(r *Record, v *views, i int) {
+	c, src := v.of[i].c, v.of[i].src
 	if c.trouble != 0 {
 		d := t.troubles.at(c.trouble)
-		r.Dropped, r.DropReason = d.packets, d.most()
+		if d.packets > r.Dropped { // a packet is dropped in one view
+			r.DropReason = d.most()
+		}
+		r.Dropped += d.packets
 		t.troubles.give(c.trouble)
 		c.trouble = 0
 	}
-	if c.key.proto != ProtoTCP || c.key.fragment {
+	if r.TCP == nil {
 		return
-	}
-	r.TCP = &TCPRecord{
-		SourceReset: c.flags[src]&FlagRST != 0, DestinationReset: c.flags[1-src]&FlagRST != 0,
-		Failure: c.failure(why),
 	}
 	for h := &c.first; h != nil; h = t.after(h) {
 		if h.tcp == 0 {
 			continue
 		}
 		health := t.health.at(h.tcp)
-		if c.chosen[h.from()] == h.where {
+		if v.makesTotal(i, h) {
 			if h.from() == src {
 				r.TCP.Source = *health
 			} else {

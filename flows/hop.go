@@ -109,36 +109,61 @@ func (t *Table) record(c *conversation, why EndReason) {
 	if !c.is(convGained) {
 		return
 	}
-	if c.finished() {
+	v := t.viewsOf(c)
+	hops := 0
+	for _, w := range v.all() {
+		t.dropIdle(w.c)
+		w.c.state &^= convGained
+		hops += int(w.c.nhops[0]) + int(w.c.nhops[1])
+	}
+	t.settle(&v)
+	m := v.merged()
+	if m.finished() {
 		why = EndOfFlow
 	}
-	c.state &^= convGained
-	t.choose(c)
-	src := c.source()
+	first := &v.of[0]
 	r := Record{
-		Scope: c.key.scope(), Key: c.key.from(src), Initiator: c.basis, EndReason: why,
-		TCPFlags: c.flags[src], ReverseTCPFlags: c.flags[1-src],
-		Fragment: c.key.fragment, DSCP: c.dscp[src], ConnectionID: c.connectionID(),
-		Hops: make([]HopCount, 0, int(c.nhops[0])+int(c.nhops[1])),
+		Scope: c.key.scope(), Key: v.key(), Initiator: m.basis, EndReason: why,
+		TCPFlags: m.flags[0], ReverseTCPFlags: m.flags[1],
+		Fragment: c.key.fragment, DSCP: first.c.dscp[first.src], ConnectionID: v.connectionID(),
+		Hops: make([]HopCount, 0, hops),
 	}
-	t.tell(&r, c, src, why)
-	r.DNS = t.dns.take(&c.key)
-	for h := &c.first; h != nil; h = t.after(h) {
-		p := t.pointOf(h)
-		r.add(HopCount{
-			At: p.at, Hop: t.points.name(p, t.drain), Reverse: h.from() != src, Chosen: c.chosen[h.from()] == h.where,
-			Packets: h.packets, Bytes: h.bytes, First: time.Unix(0, h.first).UTC(), Last: time.Unix(0, h.last).UTC(),
-		})
-		t.points.record(p, h.count())
-		h.packets, h.bytes = 0, 0
+	if v.by != 0 {
+		r.NAT = v.to.nat(v.by)
+	}
+	if c.key.proto == ProtoTCP && !c.key.fragment {
+		r.TCP = &TCPRecord{
+			SourceReset: m.flags[0]&FlagRST != 0, DestinationReset: m.flags[1]&FlagRST != 0, Failure: m.failure(why),
+		}
+	}
+	for i := range v.all() {
+		t.recordView(&r, &v, i)
 	}
 	r.sortHops()
-	t.recordSockets(c, &r, src)
+	t.recordSockets(&r, &v)
 	if t.records == nil {
 		t.records = make([]Record, 0, max(t.expect, 16))
 	}
 	t.records = append(t.records, r)
 	t.made++
+}
+
+// recordView puts what v's view with index i holds into r.
+func (t *Table) recordView(r *Record, v *views, i int) {
+	w := &v.of[i]
+	t.tell(r, v, i)
+	if dns := t.dns.take(&w.c.key); r.DNS == nil { // of the first stage: nearest to who asked
+		r.DNS = dns
+	}
+	for h := &w.c.first; h != nil; h = t.after(h) {
+		p := t.pointOf(h)
+		r.add(HopCount{
+			At: p.at, Hop: t.points.name(p, t.drain), NAT: w.stage, Reverse: h.from() != w.src, Chosen: v.makesTotal(i, h),
+			Packets: h.packets, Bytes: h.bytes, First: time.Unix(0, h.first).UTC(), Last: time.Unix(0, h.last).UTC(),
+		})
+		t.points.record(p, h.count())
+		h.packets, h.bytes = 0, 0
+	}
 }
 
 // choose makes sure that c has a source, and a chosen point for each direction
@@ -190,13 +215,17 @@ func (r *Record) add(h HopCount) {
 	}
 }
 
-// sortHops puts the source's direction first, each in the order of its first
-// packet.
+// sortHops puts the source's direction first, each in the order of the translation's
+// stages, and of the first packet in a stage.
 func (r *Record) sortHops() {
 	slices.SortStableFunc(r.Hops, func(a, b HopCount) int {
 		switch {
 		case a.Reverse == b.Reverse:
-			return cmp.Or(a.First.Compare(b.First), cmp.Compare(a.At.Hook, b.At.Hook))
+			stage := cmp.Compare(a.NAT, b.NAT)
+			if a.Reverse {
+				stage = -stage
+			}
+			return cmp.Or(stage, a.First.Compare(b.First), cmp.Compare(a.At.Hook, b.At.Hook))
 		case b.Reverse:
 			return -1
 		}

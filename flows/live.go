@@ -2,7 +2,10 @@
 
 package flows
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // Bounds of a [Watch]. What is over them is in Activity.Over.
 const (
@@ -72,9 +75,14 @@ func (w *Watch) Add(b *Batch) (a Activity, done bool) {
 		a = Activity{Start: b.At, End: b.At}
 	} else {
 		a.Drops = append(a.Drops, b.Drops...)
-		a.Live = make([]Live, len(w.order))
-		for i, c := range w.order {
-			w.tell(&a.Live[i], c)
+		for i := range a.Drops { // so that they meet their conversation
+			d := &a.Drops[i]
+			d.Key = w.table.told(Scope{Netns: cmp.Or(d.Domain, d.At.Netns)}, d.Key, d.First, d.Last)
+		}
+		all := w.joined()
+		a.Live = make([]Live, len(all))
+		for i := range all {
+			w.tell(&a.Live[i], &all[i])
 		}
 	}
 	w.start, w.from, w.over = b.At, w.table.opened, 0
@@ -117,46 +125,154 @@ func (h *watchedHop) add(s *Sample) {
 	h.tcp.add(&s.TCP)
 }
 
-// tell writes c as a record, with the initiator that the table knows or guesses.
-func (w *Watch) tell(l *Live, c *watched) {
-	conv := conversation{key: c.key}
-	if i := w.table.convs.find(&c.key, w.table.convs.hashOf(&c.key)); i != 0 {
-		conv = *w.table.convs.at(i)
+// watchedConn is what one connection's views brought, in the order of their stages.
+type watchedConn struct {
+	of [3]*watched
+	n  int
+	to Translation
+	by NATBasis // 0: not translated
+}
+
+// joined puts those together that are views of one connection.
+func (w *Watch) joined() []watchedConn {
+	all := make([]watchedConn, 0, len(w.order))
+	type connection struct {
+		scope  Scope
+		opened Key
 	}
-	l.New = !conv.is(convSettled) && conv.opened == w.from
-	first, chosen := [2]int64{never, never}, [2]int{-1, -1}
+	known := map[connection]int{}
+	for _, c := range w.order {
+		to, by := w.translated(c)
+		if by != 0 {
+			k := connection{c.key.scope(), to.Opened}
+			if i, ok := known[k]; ok && all[i].to == to && all[i].take(c) {
+				continue
+			}
+			known[k] = len(all)
+		}
+		all = append(all, watchedConn{of: [3]*watched{c}, n: 1, to: to, by: by})
+	}
+	return all
+}
+
+// take adds a view; false: there is that one.
+func (g *watchedConn) take(c *watched) bool {
+	mine, _, _ := g.to.in(&c.key)
+	at := 0
+	for _, o := range g.of[:g.n] {
+		stage, _, _ := g.to.in(&o.key)
+		if stage == mine {
+			return false
+		}
+		if stage < mine {
+			at++
+		}
+	}
+	copy(g.of[at+1:], g.of[at:g.n])
+	g.of[at] = c
+	g.n++
+	return true
+}
+
+// translated is the translation of c's connection; 0: it has none, or none is known.
+func (w *Watch) translated(c *watched) (to Translation, by NATBasis) {
+	conv := &conversation{key: c.key}
+	if i := w.table.convs.find(&c.key, w.table.convs.hashOf(&c.key)); i != 0 {
+		conv = w.table.convs.at(i)
+	}
+	first, last := int64(never), int64(0)
+	for i := range c.hops {
+		first, last = min(first, c.hops[i].span[0]), max(last, c.hops[i].span[1])
+	}
+	if to, ok := w.table.translation(conv, first, last); ok {
+		return to, NATTracked
+	}
+	if to, ok := w.table.sameConnection(conv); ok {
+		return to, NATConnection
+	}
+	return to, 0
+}
+
+// tell writes g as a record, with the initiator that the table knows or guesses.
+func (w *Watch) tell(l *Live, g *watchedConn) {
+	var convs [3]conversation
+	var chosen [3][2]int // by view and side
+	v := views{to: g.to, by: g.by, chosen: [2]int{-1, -1}}
+	l.New = true
+	hops := 0
+	for i, c := range g.of[:g.n] {
+		conv := &convs[i]
+		conv.key = c.key
+		if at := w.table.convs.find(&c.key, w.table.convs.hashOf(&c.key)); at != 0 {
+			*conv = *w.table.convs.at(at)
+		}
+		l.New = l.New && !conv.is(convSettled) && conv.opened == w.from
+		var first [2]int64
+		first, chosen[i] = c.choose()
+		conv.settle(first)
+		x := view{c: conv, src: conv.source()}
+		if g.by != 0 {
+			x.stage, x.src, _ = g.to.in(&c.key)
+			conv.openedBy(x.src)
+		}
+		v.add(x)
+		v.choose(i, chosen[i][x.src] >= 0, chosen[i][1-x.src] >= 0)
+		hops += len(c.hops)
+	}
+	m := v.merged()
+	l.Record = Record{
+		Scope: m.key.scope(), Key: v.key(), Initiator: m.basis, Fragment: m.key.fragment,
+		TCPFlags: m.flags[0], ReverseTCPFlags: m.flags[1], ConnectionID: v.connectionID(),
+		Hops: make([]HopCount, 0, hops),
+	}
+	if g.by != 0 {
+		l.NAT = g.to.nat(g.by)
+	}
+	if m.key.proto == ProtoTCP {
+		l.TCP = &TCPRecord{}
+	}
+	for i := range v.all() {
+		w.tellView(l, g.of[i], &v, i, chosen[i])
+	}
+	l.sortHops()
+}
+
+// choose is when c's sides were first seen, and at which hop.
+func (c *watched) choose() (first [2]int64, chosen [2]int) {
+	first, chosen = [2]int64{never, never}, [2]int{-1, -1}
 	for i := range c.hops {
 		h := &c.hops[i]
 		if h.span[0] < first[h.from] || chosen[h.from] >= 0 && h.span[0] == first[h.from] && h.at.Hook < c.hops[chosen[h.from]].at.Hook {
 			first[h.from], chosen[h.from] = h.span[0], i
 		}
 	}
-	conv.settle(first)
-	src := conv.source()
-	l.Record = Record{
-		Scope: c.key.scope(), Key: c.key.from(src), Initiator: conv.basis, Fragment: c.key.fragment,
-		TCPFlags: conv.flags[src], ReverseTCPFlags: conv.flags[1-src], ConnectionID: conv.connectionID(),
-		Hops: make([]HopCount, 0, len(c.hops)),
-	}
-	if c.key.proto == ProtoTCP {
-		l.TCP = &TCPRecord{}
-	}
-	for i := range c.hops {
-		h := &c.hops[i]
+	return first, chosen
+}
+
+// tellView adds what c brought, which is v's view with index i.
+func (w *Watch) tellView(l *Live, c *watched, v *views, i int, chosen [2]int) {
+	x := &v.of[i]
+	for k := range c.hops {
+		h := &c.hops[k]
+		back := h.from != x.src
+		dir := 0
+		if back {
+			dir = 1
+		}
 		p := w.table.points.at(w.table.points.find(h.at, w.table.drain))
+		total := chosen[h.from] == k && v.chosen[dir] == i
 		l.add(HopCount{
-			At: h.at, Hop: p.hop, Reverse: h.from != src, Chosen: chosen[h.from] == i, Packets: h.n.Packets, Bytes: h.n.Bytes,
+			At: h.at, Hop: p.hop, NAT: x.stage, Reverse: back, Chosen: total, Packets: h.n.Packets, Bytes: h.n.Bytes,
 			First: time.Unix(0, h.span[0]).UTC(), Last: time.Unix(0, h.span[1]).UTC(),
 		})
 		switch {
-		case l.TCP == nil || chosen[h.from] != i:
-		case h.from == src:
-			l.TCP.Source = h.tcp
-		default:
+		case l.TCP == nil || !total:
+		case back:
 			l.TCP.Destination = h.tcp
+		default:
+			l.TCP.Source = h.tcp
 		}
 	}
-	l.sortHops()
 }
 
 // gains is what each point counted since the last drain.

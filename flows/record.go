@@ -46,6 +46,8 @@ const (
 	InitiatorICMP  InitiatorBasis = 2 // the source sent the request
 	InitiatorPort  InitiatorBasis = 3 // the destination port is a service's, the source's is not
 	InitiatorFirst InitiatorBasis = 4 // the source was seen first
+
+	InitiatorTracked InitiatorBasis = 5 // the kernel's connection tracking has it as the opener: nearly as certain as a SYN
 )
 
 // String is the name exported as weft.flow.initiator.
@@ -59,6 +61,8 @@ func (b InitiatorBasis) String() string {
 		return "port"
 	case InitiatorFirst:
 		return "first_seen"
+	case InitiatorTracked:
+		return "conntrack"
 	}
 	return "basis" + strconv.Itoa(int(b))
 }
@@ -68,7 +72,8 @@ func (b InitiatorBasis) String() string {
 // Hops has every point's own figures. Never sum Hops.
 type Record struct {
 	Scope     Scope
-	Key       Key // from the initiator (source) to the responder (destination)
+	Key       Key  // from the initiator (source) to the responder (destination), their own addresses
+	NAT       *NAT // nil: not translated on this host, as far as is known
 	Initiator InitiatorBasis
 	Start     time.Time // first packet of the period
 	End       time.Time // last packet of the period
@@ -108,7 +113,8 @@ type Record struct {
 // HopCount is what one point saw of a record's conversation in the record's period.
 type HopCount struct {
 	At      Point
-	Hop     Hop  // empty when the device was gone before the record closed and unknown
+	Hop     Hop // empty when the device was gone before the record closed and unknown
+	NAT     NATStage
 	Reverse bool // the packets went from destination to source
 	Chosen  bool // this point's figures are the record's totals
 	Packets uint64

@@ -4,6 +4,7 @@ package flows
 
 import (
 	"bytes"
+	"cmp"
 	"net/netip"
 )
 
@@ -71,16 +72,18 @@ func (t *Table) conversationOf(s *SocketSample) (*conversation, side) {
 		i = t.convs.find(&key, t.convs.hashOf(&key))
 	}
 	if i == 0 {
-		return nil, 0
+		return t.held(Scope{Netns: cmp.Or(s.Domain, s.Netns)}, s.Key, s.First, s.Last)
 	}
 	return t.convs.at(i), from
 }
 
-// recordSockets puts what both sides' sockets told since the last record into r,
-// whose source is src.
-func (t *Table) recordSockets(c *conversation, r *Record, src side) {
-	r.SourceProcess, r.SourceSocket = t.takeSocket(c.socket[src])
-	r.DestinationProcess, r.DestinationSocket = t.takeSocket(c.socket[1-src])
+// recordSockets puts what both sides' sockets told since the last record into r. Each
+// end has one socket, which knows the addresses of one view.
+func (t *Table) recordSockets(r *Record, v *views) {
+	for _, w := range v.all() {
+		t.takeSocket(w.c.socket[w.src], &r.SourceProcess, &r.SourceSocket)
+		t.takeSocket(w.c.socket[1-w.src], &r.DestinationProcess, &r.DestinationSocket)
+	}
 	for _, f := range []*SocketFigures{r.SourceSocket, r.DestinationSocket} {
 		if f != nil && r.TCP != nil && r.TCP.Failure == FailNone {
 			r.TCP.Failure = f.Failure()
@@ -88,14 +91,19 @@ func (t *Table) recordSockets(c *conversation, r *Record, src side) {
 	}
 }
 
-func (t *Table) takeSocket(i uint32) (*Process, *SocketFigures) {
+func (t *Table) takeSocket(i uint32, p **Process, f **SocketFigures) {
 	if i == 0 {
-		return nil, nil
+		return
 	}
 	e := t.sockets.at(i)
-	f := e.figures
+	if *p == nil {
+		*p = e.process()
+	}
+	if *f == nil {
+		*f = &SocketFigures{}
+	}
+	(*f).add(e.figures)
 	e.figures, e.events = SocketFigures{}, 0
-	return e.process(), &f
 }
 
 // forgetSockets lets go of what the sockets of a conversation told. What came after

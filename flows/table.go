@@ -2,7 +2,10 @@
 
 package flows
 
-import "time"
+import (
+	"math/rand/v2"
+	"time"
+)
 
 // Bounds of a [Table] that are not options.
 const (
@@ -30,9 +33,10 @@ type TableOptions struct {
 	// closed so in one drain; samples of new conversations beyond that are
 	// counted as SkipConversationLimit.
 	// Memory: 168 bytes a conversation with its first hop, 48 for each further
-	// hop (at most 3 times MaxConversations), 11 to 22 for the index: at most
-	// 42 MiB by default; and 72 for each end whose socket is on this host and told
-	// something, at most 18 MiB. Taken as needed, never returned.
+	// hop (at most 3 times MaxConversations), 11 to 22 for the index, and as much again for
+	// that of TCP connections unless Apart: at most 44 MiB by default; and 72 for each end
+	// whose socket is on this host and told something, at most 18 MiB. Taken as needed,
+	// never returned.
 	MaxConversations int
 	// DNSTimeout is how long a DNS question waits for its answer. 0: 5 s. Memory, once
 	// there is DNS: 6 MiB for 16,384 questions, and 250 bytes for each of at most 65,536
@@ -41,6 +45,12 @@ type TableOptions struct {
 	// Places names hops. It is asked by the goroutine that calls Fold and Close.
 	// Nil: names come from the accounts only.
 	Places Places
+	// Translations says which conversations are views of one connection whose addresses
+	// the kernel translates: they have one record. It is asked as Places is. Nil: only TCP
+	// connections whose handshake was seen are joined, by their ConnectionID.
+	Translations Translations
+	// Apart keeps the views of a connection apart: a record for each.
+	Apart bool
 }
 
 // Table folds batches into conversations and closes those into records, and
@@ -63,6 +73,10 @@ type Table struct {
 	left    TCPAccount
 	dns     dnsMatcher
 	times   []Latency // the kernel's, as they were last read
+
+	translations Translations
+	apart        bool
+	ids          connIndex
 
 	sockets   slab[socketEnd]
 	unmatched uint64 // events of sockets that are in no record
@@ -94,10 +108,11 @@ func NewTable(o TableOptions) *Table {
 	return &Table{
 		active: int64(o.ActiveTimeout), idle: int64(o.IdleTimeout),
 		max: o.MaxConversations, perDrain: max(1024, o.MaxConversations/8),
-		convs:  newConversations(),
-		points: points{index: map[Point]uint32{}, places: o.Places},
-		dns:    newDNSMatcher(o.DNSTimeout),
-		drain:  1,
+		convs:        newConversations(),
+		points:       points{index: map[Point]uint32{}, places: o.Places},
+		dns:          newDNSMatcher(o.DNSTimeout),
+		translations: o.Translations, apart: o.Apart, ids: connIndex{seed: rand.Uint64()},
+		drain: 1,
 	}
 }
 
@@ -234,11 +249,11 @@ func (t *Table) fold(s *Sample, key *convKey, hash uint32, from side) {
 	h.gain(s)
 	t.learn(h, s)
 	p.fold(n)
-	t.gain(c, s, from)
+	t.gain(i, c, s, from)
 }
 
-// gain notes what s says about its conversation.
-func (t *Table) gain(c *conversation, s *Sample, from side) {
+// gain notes what s says about its conversation, which has the index i.
+func (t *Table) gain(i uint32, c *conversation, s *Sample, from side) {
 	if !c.is(convGained) {
 		c.state |= convGained
 		c.opened = t.opened
@@ -249,7 +264,11 @@ func (t *Table) gain(c *conversation, s *Sample, from side) {
 	}
 	c.flags[from] |= s.TCPFlags
 	if s.New && s.FirstFlags&FlagSYN != 0 {
+		known := c.knows(0) && c.knows(1)
 		c.handshake(s, from)
+		if id := c.connectionID(); !known && id != 0 && !t.apart {
+			t.ids.add(id, i)
+		}
 	}
 }
 
@@ -293,23 +312,26 @@ func (t *Table) sweep() {
 // left is how many more time-outs this drain may close.
 func (t *Table) expire(i uint32, left *int) {
 	c := t.convs.at(i)
-	silent := t.now-c.last >= t.idle
-	timeout := silent || t.now-c.opened >= t.active
+	silent, over := t.now-c.last >= t.idle, t.now-c.opened >= t.active
 	switch {
 	case !c.is(convLive):
 	case c.drain != t.drain && c.finished():
-		t.close(i, EndOfFlow)
+		if over || !t.busy(c, func(p *conversation) bool { return p.drain == t.drain }) {
+			t.close(i, EndOfFlow)
+		}
 	case !c.is(convGained):
 		if silent && t.remembers(c) {
 			t.dropIdle(c)
 		} else if silent {
 			t.close(i, EndIdleTimeout)
 		}
-	case timeout && *left == 0:
+	case !silent && !over:
+	case *left == 0:
 		if t.hand == 0 {
 			t.hand = i
 		}
-	case timeout:
+	case !over && t.busy(c, func(p *conversation) bool { return t.now-p.last < t.idle }):
+	default:
 		*left--
 		why := EndActiveTimeout
 		if silent {
@@ -335,5 +357,8 @@ func (t *Table) close(i uint32, why EndReason) {
 	t.record(c, why)
 	t.dropIdle(c)
 	t.forgetSockets(c)
+	if id := c.connectionID(); id != 0 && !t.apart {
+		t.ids.remove(id, i)
+	}
 	t.convs.remove(i)
 }

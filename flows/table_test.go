@@ -124,7 +124,7 @@ func (k *kernel) close(s float64) []Record {
 func audit(t *testing.T, table *Table) {
 	t.Helper()
 	open, refs := map[uint32]Count{}, map[uint32]uint32{}
-	live, hops := 0, 0
+	live, hops, ids := 0, 0, 0
 	for i := uint32(1); i < table.convs.end; i++ {
 		c := table.convs.at(i)
 		if !c.is(convLive) {
@@ -133,6 +133,16 @@ func audit(t *testing.T, table *Table) {
 		live++
 		if got := table.convs.find(&c.key, table.convs.hashOf(&c.key)); got != i {
 			t.Fatalf("index: conversation %d is found as %d", i, got)
+		}
+		if id := c.connectionID(); id != 0 && !table.apart {
+			ids++
+			found := false
+			for p := range table.ids.each(&table.convs, id) {
+				found = found || p == c
+			}
+			if !found {
+				t.Fatalf("index: conversation %d is not found by its connection %x", i, id)
+			}
 		}
 		var n [2]uint8
 		for h := &c.first; h != nil && h.where != 0; h = table.after(h) {
@@ -150,6 +160,9 @@ func audit(t *testing.T, table *Table) {
 		if n != c.nhops {
 			t.Fatalf("conversation %d: %v hops, counted as %v", i, n, c.nhops)
 		}
+	}
+	if ids != table.ids.taken {
+		t.Fatalf("index: got %d conversations with a ConnectionID, %d are held", table.ids.taken, ids)
 	}
 	if live != table.convs.taken() || hops != table.hops.taken() {
 		t.Fatalf("got %d conversations and %d further hops, taken are %d and %d", live, hops, table.convs.taken(), table.hops.taken())

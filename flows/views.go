@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package flows
+
+import (
+	"cmp"
+	"slices"
+)
+
+// view is one conversation of the table as a part of a record: what was seen with
+// certain addresses.
+type view struct {
+	c     *conversation
+	src   side // the record's source in c
+	stage NATStage
+}
+
+// views is what one record is made of: one conversation, or those that a connection
+// makes whose addresses are translated, in the order of their stages.
+type views struct {
+	of     [3]view
+	n      int
+	to     Translation
+	by     NATBasis // 0: not translated
+	chosen [2]int   // which of them has the hop that makes the total: from the source, to it
+}
+
+func (v *views) all() []view { return v.of[:v.n] }
+
+func (v *views) add(w view) {
+	v.of[v.n] = w
+	v.n++
+}
+
+// viewsOf is every open conversation of the connection that c belongs to, c among them.
+func (t *Table) viewsOf(c *conversation) views {
+	first, last := t.span(c)
+	v := views{by: NATTracked}
+	var ok bool
+	if v.to, ok = t.translation(c, first, last); !ok || !t.collect(&v, c) {
+		v = views{by: NATConnection}
+		if v.to, ok = t.sameConnection(c); !ok || !t.collect(&v, c) {
+			return views{of: [3]view{{c: c}}, n: 1}
+		}
+	}
+	return v
+}
+
+// span is the time of what c's hops hold.
+func (t *Table) span(c *conversation) (first, last int64) {
+	first = never
+	for h := &c.first; h != nil; h = t.after(h) {
+		if h.packets|h.bytes != 0 {
+			first, last = min(first, h.first), max(last, h.last)
+		}
+	}
+	return first, last
+}
+
+// seenAs is the key of k in c's scope, and the side that sends k.
+func (c *convKey) seenAs(k Key) (o convKey, src side) {
+	src = o.pack(&Sample{Key: k, At: Point{Netns: c.netns}, VLAN: VLAN{c.outer, c.inner}})
+	return o, src
+}
+
+// translation is what connection tracking says of c's packets of that time. Whom a SYN
+// has named as the opener cannot be the other side.
+func (t *Table) translation(c *conversation, first, last int64) (to Translation, ok bool) {
+	if t.translations == nil || t.apart || !c.key.translatable() {
+		return to, false
+	}
+	if to, ok = t.translations.Translation(c.key.scope(), c.key.from(0), first, last); !ok {
+		return to, false
+	}
+	_, src, ok := to.in(&c.key)
+	return to, ok && (!c.is(convSYN) || c.opener() == src)
+}
+
+// translatable reports whether connection tracking knows a conversation by this key
+// alone: of ICMP it has identifiers, tags it does not see.
+func (c *convKey) translatable() bool {
+	return !c.fragment && c.outer == 0 && (Key{Proto: c.proto}).ports()
+}
+
+// in is the stage of t that k is, and the source's side there.
+func (t *Translation) in(k *convKey) (stage NATStage, src side, ok bool) {
+	for i, as := range t.keys() {
+		if !as.Src.IsValid() {
+			continue
+		}
+		if o, src := k.seenAs(as); o.equal(k) {
+			return NATBefore + NATStage(i), src, true
+		}
+	}
+	return 0, 0, false
+}
+
+// collect finds the conversations that v.to makes, among them c. false: one of them is
+// of another connection, so nothing is certain.
+func (t *Table) collect(v *views, c *conversation) bool {
+	var id uint64
+	for i, as := range v.to.keys() {
+		if !as.Src.IsValid() {
+			continue
+		}
+		key, src := c.key.seenAs(as)
+		at := t.convs.find(&key, t.convs.hashOf(&key))
+		if at == 0 {
+			continue
+		}
+		p := t.convs.at(at)
+		if p != c && !t.shares(p, v) {
+			continue
+		}
+		if pid := p.connectionID(); pid != 0 {
+			if id != 0 && pid != id {
+				return false
+			}
+			id = pid
+		}
+		v.add(view{p, src, NATBefore + NATStage(i)})
+	}
+	return v.n > 0
+}
+
+// shares reports whether what p holds is of the connection that v is of.
+func (t *Table) shares(p *conversation, v *views) bool {
+	if !p.is(convGained) {
+		return false
+	}
+	if v.by == NATConnection {
+		return true // it was found by that
+	}
+	first, last := t.span(p)
+	to, ok := t.translation(p, first, last)
+	return ok && to == v.to
+}
+
+// synPasses is how long a SYN may take from one view to the next, 10 s in the units of
+// conversation.syn: it may be lost in between, and sent again.
+const synPasses = 10_000_000_000 >> 8
+
+// sameConnection is the translation that conversations show which have the same
+// ConnectionID: who saw the SYN first has it as it was opened.
+func (t *Table) sameConnection(c *conversation) (to Translation, ok bool) {
+	id := c.connectionID()
+	if id == 0 || t.apart {
+		return to, false
+	}
+	var same [3]*conversation
+	n := 0
+	for p := range t.ids.each(&t.convs, id) {
+		if p.key.scope() != c.key.scope() {
+			continue
+		}
+		if n == len(same) || p.syn == 0 {
+			return to, false
+		}
+		same[n] = p
+		n++
+	}
+	if n < 2 {
+		return to, false
+	}
+	slices.SortFunc(same[:n], func(a, b *conversation) int { return cmp.Compare(int32(a.syn-b.syn), 0) })
+	for i, p := range same[1:n] {
+		if later := p.syn - same[i].syn; later == 0 || later > synPasses {
+			return to, false // which was first is not known, or it is another SYN
+		}
+	}
+	before, after := same[0], same[n-1]
+	to = Translation{before.key.from(before.opener()), after.key.from(after.opener())}
+	_, _, ok = to.in(&c.key)
+	return to, ok
+}
+
+// settle decides the source of each view and the hops that make the totals: of what the
+// source sends that of the first stage, of what it receives that of the last.
+func (t *Table) settle(v *views) {
+	for i := range v.all() {
+		w := &v.of[i]
+		t.choose(w.c)
+		if v.by == 0 {
+			w.src = w.c.source()
+			continue
+		}
+		w.c.openedBy(w.src)
+	}
+	v.chosen = [2]int{-1, -1}
+	for i, w := range v.all() {
+		v.choose(i, w.c.chosen[w.src] != 0, w.c.chosen[1-w.src] != 0)
+	}
+}
+
+// choose is told, view by view, which directions the view with index i has seen.
+func (v *views) choose(i int, forth, back bool) {
+	if v.chosen[0] < 0 && forth {
+		v.chosen[0] = i
+	}
+	if back {
+		v.chosen[1] = i
+	}
+}
+
+// openedBy is told who opened c's connection, whatever was guessed.
+func (c *conversation) openedBy(s side) {
+	c.state |= convSettled | convSource
+	if s == 0 {
+		c.state &^= convSource
+	}
+	if c.basis = InitiatorTracked; c.is(convSYN) {
+		c.basis = InitiatorSYN
+	}
+}
+
+// makesTotal reports whether h, of the view with index i, makes its direction's total.
+func (v *views) makesTotal(i int, h *hop) bool {
+	w := &v.of[i]
+	dir := 0
+	if h.from() != w.src {
+		dir = 1
+	}
+	return v.chosen[dir] == i && w.c.chosen[h.from()] == h.where
+}
+
+// merged is what all views say of the connection, with the source as side 0.
+func (v *views) merged() (m conversation) {
+	m.key = v.of[0].c.key
+	for _, w := range v.all() {
+		m.flags[0] |= w.c.flags[w.src]
+		m.flags[1] |= w.c.flags[1-w.src]
+		if w.c.is(convSYN) && !m.is(convSYN) {
+			m.state |= convSYN
+			if w.c.opener() != w.src {
+				m.state |= convOpener
+			}
+		}
+		if m.basis == 0 || w.c.basis == InitiatorSYN {
+			m.basis = w.c.basis
+		}
+	}
+	return m
+}
+
+// key is the record's.
+func (v *views) key() Key {
+	if v.by != 0 {
+		return v.to.ends()
+	}
+	return v.of[0].c.key.from(v.of[0].src)
+}
+
+// connectionID is that of the first view that has one.
+func (v *views) connectionID() (id uint64) {
+	for _, w := range v.all() {
+		if id = w.c.connectionID(); id != 0 {
+			break
+		}
+	}
+	return id
+}
+
+// busy reports whether another view of c's connection still gains: what c has waits for
+// it, so that one record has both.
+func (t *Table) busy(c *conversation, gains func(*conversation) bool) bool {
+	if !c.is(convGained) {
+		return false
+	}
+	v := t.viewsOf(c)
+	for _, w := range v.all() {
+		if w.c != c && gains(w.c) {
+			return true
+		}
+	}
+	return false
+}
+
+// told is the key that a record of the packets with k has.
+func (t *Table) told(scope Scope, k Key, first, last int64) Key {
+	if t.translations == nil || t.apart || !k.ports() || scope.VLAN != (VLAN{}) {
+		return k
+	}
+	to, ok := t.translations.Translation(scope, k, first, last)
+	if !ok {
+		return k
+	}
+	own := convKey{netns: scope.Netns}
+	asked, sent := own.seenAs(k)
+	if _, src, ok := to.in(&asked); !ok || src == sent {
+		return to.ends()
+	}
+	return to.ends().Reverse()
+}
+
+// held is the conversation that is held of a connection by any of its addresses, for what
+// comes with addresses that no device saw; sent is the side that sent k. nil: none is.
+func (t *Table) held(scope Scope, k Key, first, last int64) (c *conversation, sent side) {
+	if t.translations == nil || t.apart || !k.ports() {
+		return nil, 0
+	}
+	to, ok := t.translations.Translation(scope, k, first, last)
+	if !ok {
+		return nil, 0
+	}
+	own := convKey{netns: scope.Netns}
+	asked, sent := own.seenAs(k)
+	_, src, ok := to.in(&asked)
+	if !ok {
+		return nil, 0
+	}
+	for _, as := range to.keys() {
+		if !as.Src.IsValid() {
+			continue
+		}
+		key, from := own.seenAs(as)
+		if at := t.convs.find(&key, t.convs.hashOf(&key)); at != 0 {
+			if sent != src {
+				from = 1 - from
+			}
+			return t.convs.at(at), from
+		}
+	}
+	return nil, 0
+}
