@@ -116,9 +116,9 @@ func (f *Formatter) columns(r *flows.Record) []column {
 	}
 	cols := []column{
 		{title: "END", least: len(layout), text: r.End.In(zone).Format(layout), colour: dim},
-		{title: "SOURCE", least: 21, text: endpoint(r, r.Key.Src), colour: cyan},
+		{title: "SOURCE", least: 21, text: endpoint(r, r.Key.Src) + known(r, " as ", true), colour: cyan},
 		{title: "", least: 2, text: "->", colour: dim},
-		{title: "DESTINATION", least: 21, text: endpoint(r, r.Key.Dst), colour: cyan},
+		{title: "DESTINATION", least: 21, text: endpoint(r, r.Key.Dst) + known(r, " via ", false), colour: cyan},
 		{title: "PROTO", least: 5, text: flows.ProtoName(r.Key.Proto)},
 		{title: "PKTS", least: 5, text: strconv.FormatUint(r.Packets, 10), right: true},
 		{title: "BYTES", least: 6, text: f.bytes(r.Bytes), right: true},
@@ -178,6 +178,21 @@ func endpoint(r *flows.Record, a netip.AddrPort) string {
 		return Printable(a.String())
 	}
 	return Printable(a.Addr().String())
+}
+
+// known is behind word the address by which the other end knows an end; empty: its own.
+func known(r *flows.Record, word string, source bool) string {
+	if r.NAT == nil {
+		return ""
+	}
+	a := r.NAT.Destination
+	if source {
+		a = r.NAT.Source
+	}
+	if !a.IsValid() {
+		return ""
+	}
+	return word + endpoint(r, a)
 }
 
 // bytes is exact when wide, else three digits and a decimal prefix.

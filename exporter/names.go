@@ -29,6 +29,11 @@ const (
 	nameSrcPort         = "source.port"
 	nameDstAddr         = "destination.address"
 	nameDstPort         = "destination.port"
+	nameSrcNATAddr      = "weft.source.nat.address" // the source as the destination knows it
+	nameSrcNATPort      = "weft.source.nat.port"
+	nameDstNATAddr      = "weft.destination.nat.address" // where the source sends to, as the address of a Service
+	nameDstNATPort      = "weft.destination.nat.port"
+	nameNATEvidence     = "weft.nat.evidence" // conntrack, connection_id
 	nameTransport       = "network.transport"
 	nameNetworkType     = "network.type"
 	nameInterface       = "network.interface.name" // of the chosen point
@@ -60,6 +65,7 @@ const (
 	hopDirection = "direction"
 	hopHook      = "hook"
 	hopNetns     = "netns"
+	hopNAT       = "nat" // before, between or after the addresses are translated
 	hopReverse   = "reverse"
 	hopChosen    = "chosen"
 	hopPackets   = "packets"
@@ -156,6 +162,9 @@ func appendMeasured(dst []slog.Attr, w *words, r *flows.Record) []slog.Attr {
 	if hasPorts(r) {
 		number(nameDstPort, uint64(r.Key.Dst.Port()))
 	}
+	if r.NAT != nil {
+		dst = appendNAT(dst, w, r.NAT)
+	}
 	str(nameTransport, flows.ProtoName(r.Key.Proto))
 	str(nameNetworkType, networkType(r.Key))
 	if h := chosenHop(r); h != nil {
@@ -199,6 +208,17 @@ func appendMeasured(dst []slog.Attr, w *words, r *flows.Record) []slog.Attr {
 	return appendHealth(dst, r)
 }
 
+// appendNAT appends as what the ends know each other, where that is not their own address.
+func appendNAT(dst []slog.Attr, w *words, n *flows.NAT) []slog.Attr {
+	if n.Source.IsValid() {
+		dst = append(dst, slog.String(nameSrcNATAddr, w.address(n.Source.Addr())), slog.Int64(nameSrcNATPort, int64(n.Source.Port())))
+	}
+	if n.Destination.IsValid() {
+		dst = append(dst, slog.String(nameDstNATAddr, w.address(n.Destination.Addr())), slog.Int64(nameDstNATPort, int64(n.Destination.Port())))
+	}
+	return append(dst, slog.String(nameNATEvidence, n.Basis.String()))
+}
+
 // appendHop appends one hop's fields, as AppendAttributes does a record's.
 func appendHop(dst []slog.Attr, h *flows.HopCount) []slog.Attr {
 	if h.Hop.Interface != "" {
@@ -207,6 +227,9 @@ func appendHop(dst []slog.Attr, h *flows.HopCount) []slog.Attr {
 	dst = append(dst, slog.String(hopDirection, direction(h.At.Hook)), slog.String(hopHook, h.At.Hook.String()))
 	if h.Hop.Netns != "" {
 		dst = append(dst, slog.String(hopNetns, h.Hop.Netns))
+	}
+	if h.NAT != flows.NATNone {
+		dst = append(dst, slog.String(hopNAT, h.NAT.String()))
 	}
 	return append(dst,
 		slog.Int64(hopPackets, signed(h.Packets)), slog.Int64(hopBytes, signed(h.Bytes)),

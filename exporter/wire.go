@@ -40,14 +40,35 @@ func toWire(m *api.Record, r *flows.Record) {
 		hopToWire(hops[i], &r.Hops[i], start, end)
 	}
 	m.Hops = hops
+	m.Nat = natToWire(r.NAT)
 	healthToWire(m, r)
+}
+
+func natToWire(n *flows.NAT) *api.NAT {
+	if n == nil {
+		return nil
+	}
+	return &api.NAT{
+		SourceAddress: addrBytes(nil, n.Source.Addr()), SourcePort: uint32(n.Source.Port()),
+		DestinationAddress: addrBytes(nil, n.Destination.Addr()), DestinationPort: uint32(n.Destination.Port()), Basis: uint32(n.Basis),
+	}
+}
+
+func natFromWire(m *api.NAT) *flows.NAT {
+	if m == nil {
+		return nil
+	}
+	return &flows.NAT{
+		Source:      netip.AddrPortFrom(bytesAddr(m.SourceAddress), uint16(m.SourcePort)),
+		Destination: netip.AddrPortFrom(bytesAddr(m.DestinationAddress), uint16(m.DestinationPort)), Basis: flows.NATBasis(m.Basis),
+	}
 }
 
 func hopToWire(m *api.Hop, h *flows.HopCount, start, end int64) {
 	m.Netns, m.Ifindex, m.Hook = h.At.Netns, h.At.Ifindex, uint32(h.At.Hook)
 	m.Interface = append(m.Interface[:0], h.Hop.Interface...)
 	m.NetnsName = append(m.NetnsName[:0], h.Hop.Netns...)
-	m.Reverse, m.Chosen = h.Reverse, h.Chosen
+	m.Reverse, m.Chosen, m.Nat = h.Reverse, h.Chosen, uint32(h.NAT)
 	m.Packets, m.Bytes = h.Packets, h.Bytes
 	m.First, m.NoFirst = nanos(h.First)-start, h.First.IsZero()
 	m.Last, m.NoLast = end-nanos(h.Last), h.Last.IsZero()
@@ -75,12 +96,13 @@ func fromWire(m *api.Record) flows.Record {
 	}
 	for i, h := range m.Hops {
 		r.Hops[i] = flows.HopCount{
-			At:      flows.Point{Netns: h.Netns, Ifindex: h.Ifindex, Hook: flows.Hook(h.Hook)},
-			Hop:     flows.Hop{Interface: string(h.Interface), Netns: string(h.NetnsName)},
-			Reverse: h.Reverse, Chosen: h.Chosen, Packets: h.Packets, Bytes: h.Bytes,
+			At:  flows.Point{Netns: h.Netns, Ifindex: h.Ifindex, Hook: flows.Hook(h.Hook)},
+			Hop: flows.Hop{Interface: string(h.Interface), Netns: string(h.NetnsName)},
+			NAT: flows.NATStage(h.Nat), Reverse: h.Reverse, Chosen: h.Chosen, Packets: h.Packets, Bytes: h.Bytes,
 			First: wall(m.Start+h.First, h.NoFirst), Last: wall(end-h.Last, h.NoLast),
 		}
 	}
+	r.NAT = natFromWire(m.Nat)
 	healthFromWire(&r, m)
 	return r
 }

@@ -312,6 +312,7 @@ type Record struct {
 	Destination        *Entity                `protobuf:"bytes,31,opt,name=destination,proto3" json:"destination,omitempty"`
 	SourceSocket       *SocketFigures         `protobuf:"bytes,32,opt,name=source_socket,json=sourceSocket,proto3" json:"source_socket,omitempty"`
 	DestinationSocket  *SocketFigures         `protobuf:"bytes,33,opt,name=destination_socket,json=destinationSocket,proto3" json:"destination_socket,omitempty"`
+	Nat                *NAT                   `protobuf:"bytes,34,opt,name=nat,proto3" json:"nat,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -577,6 +578,90 @@ func (x *Record) GetDestinationSocket() *SocketFigures {
 	return nil
 }
 
+func (x *Record) GetNat() *NAT {
+	if x != nil {
+		return x.Nat
+	}
+	return nil
+}
+
+// NAT is flows.NAT: what the ends know each other as.
+type NAT struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	SourceAddress      []byte                 `protobuf:"bytes,1,opt,name=source_address,json=sourceAddress,proto3" json:"source_address,omitempty"` // 4 or 16 bytes; empty: its own
+	SourcePort         uint32                 `protobuf:"varint,2,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`
+	DestinationAddress []byte                 `protobuf:"bytes,3,opt,name=destination_address,json=destinationAddress,proto3" json:"destination_address,omitempty"`
+	DestinationPort    uint32                 `protobuf:"varint,4,opt,name=destination_port,json=destinationPort,proto3" json:"destination_port,omitempty"`
+	Basis              uint32                 `protobuf:"varint,5,opt,name=basis,proto3" json:"basis,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *NAT) Reset() {
+	*x = NAT{}
+	mi := &file_weft_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NAT) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NAT) ProtoMessage() {}
+
+func (x *NAT) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NAT.ProtoReflect.Descriptor instead.
+func (*NAT) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *NAT) GetSourceAddress() []byte {
+	if x != nil {
+		return x.SourceAddress
+	}
+	return nil
+}
+
+func (x *NAT) GetSourcePort() uint32 {
+	if x != nil {
+		return x.SourcePort
+	}
+	return 0
+}
+
+func (x *NAT) GetDestinationAddress() []byte {
+	if x != nil {
+		return x.DestinationAddress
+	}
+	return nil
+}
+
+func (x *NAT) GetDestinationPort() uint32 {
+	if x != nil {
+		return x.DestinationPort
+	}
+	return 0
+}
+
+func (x *NAT) GetBasis() uint32 {
+	if x != nil {
+		return x.Basis
+	}
+	return 0
+}
+
 // SocketFigures is flows.SocketFigures.
 type SocketFigures struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -592,7 +677,7 @@ type SocketFigures struct {
 
 func (x *SocketFigures) Reset() {
 	*x = SocketFigures{}
-	mi := &file_weft_proto_msgTypes[5]
+	mi := &file_weft_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +689,7 @@ func (x *SocketFigures) String() string {
 func (*SocketFigures) ProtoMessage() {}
 
 func (x *SocketFigures) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[5]
+	mi := &file_weft_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +702,7 @@ func (x *SocketFigures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SocketFigures.ProtoReflect.Descriptor instead.
 func (*SocketFigures) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{5}
+	return file_weft_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SocketFigures) GetRetransmits() uint64 {
@@ -676,7 +761,7 @@ type TCP struct {
 
 func (x *TCP) Reset() {
 	*x = TCP{}
-	mi := &file_weft_proto_msgTypes[6]
+	mi := &file_weft_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +773,7 @@ func (x *TCP) String() string {
 func (*TCP) ProtoMessage() {}
 
 func (x *TCP) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[6]
+	mi := &file_weft_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +786,7 @@ func (x *TCP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TCP.ProtoReflect.Descriptor instead.
 func (*TCP) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{6}
+	return file_weft_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TCP) GetSource() *TCPHealth {
@@ -763,7 +848,7 @@ type TCPHealth struct {
 
 func (x *TCPHealth) Reset() {
 	*x = TCPHealth{}
-	mi := &file_weft_proto_msgTypes[7]
+	mi := &file_weft_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -775,7 +860,7 @@ func (x *TCPHealth) String() string {
 func (*TCPHealth) ProtoMessage() {}
 
 func (x *TCPHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[7]
+	mi := &file_weft_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -788,7 +873,7 @@ func (x *TCPHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TCPHealth.ProtoReflect.Descriptor instead.
 func (*TCPHealth) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{7}
+	return file_weft_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TCPHealth) GetRttCount() uint64 {
@@ -915,7 +1000,7 @@ type DNS struct {
 
 func (x *DNS) Reset() {
 	*x = DNS{}
-	mi := &file_weft_proto_msgTypes[8]
+	mi := &file_weft_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1012,7 @@ func (x *DNS) String() string {
 func (*DNS) ProtoMessage() {}
 
 func (x *DNS) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[8]
+	mi := &file_weft_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1025,7 @@ func (x *DNS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNS.ProtoReflect.Descriptor instead.
 func (*DNS) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{8}
+	return file_weft_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DNS) GetQueries() uint64 {
@@ -1023,7 +1108,7 @@ type DNSRcode struct {
 
 func (x *DNSRcode) Reset() {
 	*x = DNSRcode{}
-	mi := &file_weft_proto_msgTypes[9]
+	mi := &file_weft_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1120,7 @@ func (x *DNSRcode) String() string {
 func (*DNSRcode) ProtoMessage() {}
 
 func (x *DNSRcode) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[9]
+	mi := &file_weft_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1133,7 @@ func (x *DNSRcode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSRcode.ProtoReflect.Descriptor instead.
 func (*DNSRcode) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{9}
+	return file_weft_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DNSRcode) GetRcode() uint32 {
@@ -1079,7 +1164,7 @@ type DNSQuestion struct {
 
 func (x *DNSQuestion) Reset() {
 	*x = DNSQuestion{}
-	mi := &file_weft_proto_msgTypes[10]
+	mi := &file_weft_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1176,7 @@ func (x *DNSQuestion) String() string {
 func (*DNSQuestion) ProtoMessage() {}
 
 func (x *DNSQuestion) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[10]
+	mi := &file_weft_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1189,7 @@ func (x *DNSQuestion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSQuestion.ProtoReflect.Descriptor instead.
 func (*DNSQuestion) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{10}
+	return file_weft_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DNSQuestion) GetName() []byte {
@@ -1161,7 +1246,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_weft_proto_msgTypes[11]
+	mi := &file_weft_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1258,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[11]
+	mi := &file_weft_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1271,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{11}
+	return file_weft_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1226,13 +1311,14 @@ type Hop struct {
 	Last          int64                  `protobuf:"zigzag64,11,opt,name=last,proto3" json:"last,omitempty"`   // before the record's end
 	NoFirst       bool                   `protobuf:"varint,12,opt,name=no_first,json=noFirst,proto3" json:"no_first,omitempty"`
 	NoLast        bool                   `protobuf:"varint,13,opt,name=no_last,json=noLast,proto3" json:"no_last,omitempty"`
+	Nat           uint32                 `protobuf:"varint,14,opt,name=nat,proto3" json:"nat,omitempty"` // flows.NATStage
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_weft_proto_msgTypes[12]
+	mi := &file_weft_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1330,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[12]
+	mi := &file_weft_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1343,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{12}
+	return file_weft_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Hop) GetNetns() uint64 {
@@ -1351,6 +1437,13 @@ func (x *Hop) GetNoLast() bool {
 	return false
 }
 
+func (x *Hop) GetNat() uint32 {
+	if x != nil {
+		return x.Nat
+	}
+	return 0
+}
+
 // Entity is flows.Entity. Names are bytes: not all who give them promise UTF-8.
 type Entity struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -1384,7 +1477,7 @@ type Entity struct {
 
 func (x *Entity) Reset() {
 	*x = Entity{}
-	mi := &file_weft_proto_msgTypes[13]
+	mi := &file_weft_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1489,7 @@ func (x *Entity) String() string {
 func (*Entity) ProtoMessage() {}
 
 func (x *Entity) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[13]
+	mi := &file_weft_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1502,7 @@ func (x *Entity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entity.ProtoReflect.Descriptor instead.
 func (*Entity) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{13}
+	return file_weft_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Entity) GetLayer() uint32 {
@@ -1590,7 +1683,7 @@ type Label struct {
 
 func (x *Label) Reset() {
 	*x = Label{}
-	mi := &file_weft_proto_msgTypes[14]
+	mi := &file_weft_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +1695,7 @@ func (x *Label) String() string {
 func (*Label) ProtoMessage() {}
 
 func (x *Label) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[14]
+	mi := &file_weft_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +1708,7 @@ func (x *Label) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Label.ProtoReflect.Descriptor instead.
 func (*Label) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{14}
+	return file_weft_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Label) GetName() []byte {
@@ -1641,7 +1734,7 @@ type LedgerRequest struct {
 
 func (x *LedgerRequest) Reset() {
 	*x = LedgerRequest{}
-	mi := &file_weft_proto_msgTypes[15]
+	mi := &file_weft_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1746,7 @@ func (x *LedgerRequest) String() string {
 func (*LedgerRequest) ProtoMessage() {}
 
 func (x *LedgerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[15]
+	mi := &file_weft_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1759,7 @@ func (x *LedgerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerRequest.ProtoReflect.Descriptor instead.
 func (*LedgerRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{15}
+	return file_weft_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LedgerRequest) GetFollow() bool {
@@ -1685,7 +1778,7 @@ type LedgerResponse struct {
 
 func (x *LedgerResponse) Reset() {
 	*x = LedgerResponse{}
-	mi := &file_weft_proto_msgTypes[16]
+	mi := &file_weft_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1790,7 @@ func (x *LedgerResponse) String() string {
 func (*LedgerResponse) ProtoMessage() {}
 
 func (x *LedgerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[16]
+	mi := &file_weft_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1803,7 @@ func (x *LedgerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerResponse.ProtoReflect.Descriptor instead.
 func (*LedgerResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{16}
+	return file_weft_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LedgerResponse) GetLedger() *Ledger {
@@ -1730,7 +1823,7 @@ type Count struct {
 
 func (x *Count) Reset() {
 	*x = Count{}
-	mi := &file_weft_proto_msgTypes[17]
+	mi := &file_weft_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +1835,7 @@ func (x *Count) String() string {
 func (*Count) ProtoMessage() {}
 
 func (x *Count) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[17]
+	mi := &file_weft_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1848,7 @@ func (x *Count) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Count.ProtoReflect.Descriptor instead.
 func (*Count) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{17}
+	return file_weft_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Count) GetPackets() uint64 {
@@ -1793,7 +1886,7 @@ type Ledger struct {
 
 func (x *Ledger) Reset() {
 	*x = Ledger{}
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1898,7 @@ func (x *Ledger) String() string {
 func (*Ledger) ProtoMessage() {}
 
 func (x *Ledger) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[18]
+	mi := &file_weft_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1911,7 @@ func (x *Ledger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ledger.ProtoReflect.Descriptor instead.
 func (*Ledger) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{18}
+	return file_weft_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Ledger) GetAt() int64 {
@@ -1920,7 +2013,7 @@ type SourceAccount struct {
 
 func (x *SourceAccount) Reset() {
 	*x = SourceAccount{}
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1932,7 +2025,7 @@ func (x *SourceAccount) String() string {
 func (*SourceAccount) ProtoMessage() {}
 
 func (x *SourceAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[19]
+	mi := &file_weft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1945,7 +2038,7 @@ func (x *SourceAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceAccount.ProtoReflect.Descriptor instead.
 func (*SourceAccount) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{19}
+	return file_weft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SourceAccount) GetName() string {
@@ -2006,7 +2099,7 @@ type DeviceDrops struct {
 
 func (x *DeviceDrops) Reset() {
 	*x = DeviceDrops{}
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2111,7 @@ func (x *DeviceDrops) String() string {
 func (*DeviceDrops) ProtoMessage() {}
 
 func (x *DeviceDrops) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[20]
+	mi := &file_weft_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2124,7 @@ func (x *DeviceDrops) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceDrops.ProtoReflect.Descriptor instead.
 func (*DeviceDrops) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{20}
+	return file_weft_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeviceDrops) GetAt() *Point {
@@ -2101,7 +2194,7 @@ type PointLedger struct {
 
 func (x *PointLedger) Reset() {
 	*x = PointLedger{}
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +2206,7 @@ func (x *PointLedger) String() string {
 func (*PointLedger) ProtoMessage() {}
 
 func (x *PointLedger) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +2219,7 @@ func (x *PointLedger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointLedger.ProtoReflect.Descriptor instead.
 func (*PointLedger) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{21}
+	return file_weft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PointLedger) GetAt() *Point {
@@ -2212,7 +2305,7 @@ type Point struct {
 
 func (x *Point) Reset() {
 	*x = Point{}
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2224,7 +2317,7 @@ func (x *Point) String() string {
 func (*Point) ProtoMessage() {}
 
 func (x *Point) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2237,7 +2330,7 @@ func (x *Point) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Point.ProtoReflect.Descriptor instead.
 func (*Point) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{22}
+	return file_weft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Point) GetNetns() uint64 {
@@ -2285,7 +2378,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2390,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2403,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{23}
+	return file_weft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Skipped) GetReason() string {
@@ -2340,7 +2433,7 @@ type SinkAccount struct {
 
 func (x *SinkAccount) Reset() {
 	*x = SinkAccount{}
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2352,7 +2445,7 @@ func (x *SinkAccount) String() string {
 func (*SinkAccount) ProtoMessage() {}
 
 func (x *SinkAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2365,7 +2458,7 @@ func (x *SinkAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkAccount.ProtoReflect.Descriptor instead.
 func (*SinkAccount) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{24}
+	return file_weft_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SinkAccount) GetName() string {
@@ -2417,7 +2510,7 @@ type TopRequest struct {
 
 func (x *TopRequest) Reset() {
 	*x = TopRequest{}
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2429,7 +2522,7 @@ func (x *TopRequest) String() string {
 func (*TopRequest) ProtoMessage() {}
 
 func (x *TopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2442,7 +2535,7 @@ func (x *TopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRequest.ProtoReflect.Descriptor instead.
 func (*TopRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{25}
+	return file_weft_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TopRequest) GetBy() string {
@@ -2495,7 +2588,7 @@ type TopResponse struct {
 
 func (x *TopResponse) Reset() {
 	*x = TopResponse{}
-	mi := &file_weft_proto_msgTypes[26]
+	mi := &file_weft_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2600,7 @@ func (x *TopResponse) String() string {
 func (*TopResponse) ProtoMessage() {}
 
 func (x *TopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[26]
+	mi := &file_weft_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2520,7 +2613,7 @@ func (x *TopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
 func (*TopResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{26}
+	return file_weft_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TopResponse) GetStart() int64 {
@@ -2600,7 +2693,7 @@ type TopRow struct {
 
 func (x *TopRow) Reset() {
 	*x = TopRow{}
-	mi := &file_weft_proto_msgTypes[27]
+	mi := &file_weft_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2705,7 @@ func (x *TopRow) String() string {
 func (*TopRow) ProtoMessage() {}
 
 func (x *TopRow) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[27]
+	mi := &file_weft_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2718,7 @@ func (x *TopRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRow.ProtoReflect.Descriptor instead.
 func (*TopRow) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{27}
+	return file_weft_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TopRow) GetNetns() uint64 {
@@ -2818,7 +2911,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_weft_proto_msgTypes[28]
+	mi := &file_weft_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2830,7 +2923,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[28]
+	mi := &file_weft_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2843,7 +2936,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{28}
+	return file_weft_proto_rawDescGZIP(), []int{29}
 }
 
 // StatusResponse is the agent and its data plane as plain data.
@@ -2872,7 +2965,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_weft_proto_msgTypes[29]
+	mi := &file_weft_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2884,7 +2977,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[29]
+	mi := &file_weft_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2897,7 +2990,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{29}
+	return file_weft_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3029,7 +3122,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_weft_proto_msgTypes[30]
+	mi := &file_weft_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3041,7 +3134,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[30]
+	mi := &file_weft_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3054,7 +3147,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{30}
+	return file_weft_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Setting) GetKey() string {
@@ -3084,7 +3177,7 @@ type SinkStatus struct {
 
 func (x *SinkStatus) Reset() {
 	*x = SinkStatus{}
-	mi := &file_weft_proto_msgTypes[31]
+	mi := &file_weft_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3096,7 +3189,7 @@ func (x *SinkStatus) String() string {
 func (*SinkStatus) ProtoMessage() {}
 
 func (x *SinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[31]
+	mi := &file_weft_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3109,7 +3202,7 @@ func (x *SinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStatus.ProtoReflect.Descriptor instead.
 func (*SinkStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{31}
+	return file_weft_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SinkStatus) GetAccount() *SinkAccount {
@@ -3157,7 +3250,7 @@ type MemoryUse struct {
 
 func (x *MemoryUse) Reset() {
 	*x = MemoryUse{}
-	mi := &file_weft_proto_msgTypes[32]
+	mi := &file_weft_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3169,7 +3262,7 @@ func (x *MemoryUse) String() string {
 func (*MemoryUse) ProtoMessage() {}
 
 func (x *MemoryUse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[32]
+	mi := &file_weft_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3182,7 +3275,7 @@ func (x *MemoryUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryUse.ProtoReflect.Descriptor instead.
 func (*MemoryUse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{32}
+	return file_weft_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MemoryUse) GetName() string {
@@ -3210,7 +3303,7 @@ type PointStatus struct {
 
 func (x *PointStatus) Reset() {
 	*x = PointStatus{}
-	mi := &file_weft_proto_msgTypes[33]
+	mi := &file_weft_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3222,7 +3315,7 @@ func (x *PointStatus) String() string {
 func (*PointStatus) ProtoMessage() {}
 
 func (x *PointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[33]
+	mi := &file_weft_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3235,7 +3328,7 @@ func (x *PointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointStatus.ProtoReflect.Descriptor instead.
 func (*PointStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{33}
+	return file_weft_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PointStatus) GetAt() *Point {
@@ -3272,7 +3365,7 @@ type ProgramStatus struct {
 
 func (x *ProgramStatus) Reset() {
 	*x = ProgramStatus{}
-	mi := &file_weft_proto_msgTypes[34]
+	mi := &file_weft_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +3377,7 @@ func (x *ProgramStatus) String() string {
 func (*ProgramStatus) ProtoMessage() {}
 
 func (x *ProgramStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[34]
+	mi := &file_weft_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +3390,7 @@ func (x *ProgramStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgramStatus.ProtoReflect.Descriptor instead.
 func (*ProgramStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{34}
+	return file_weft_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ProgramStatus) GetName() string {
@@ -3346,7 +3439,7 @@ type Capability struct {
 
 func (x *Capability) Reset() {
 	*x = Capability{}
-	mi := &file_weft_proto_msgTypes[35]
+	mi := &file_weft_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3358,7 +3451,7 @@ func (x *Capability) String() string {
 func (*Capability) ProtoMessage() {}
 
 func (x *Capability) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[35]
+	mi := &file_weft_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3371,7 +3464,7 @@ func (x *Capability) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capability.ProtoReflect.Descriptor instead.
 func (*Capability) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{35}
+	return file_weft_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Capability) GetName() string {
@@ -3408,7 +3501,7 @@ type DrainStatus struct {
 
 func (x *DrainStatus) Reset() {
 	*x = DrainStatus{}
-	mi := &file_weft_proto_msgTypes[36]
+	mi := &file_weft_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3420,7 +3513,7 @@ func (x *DrainStatus) String() string {
 func (*DrainStatus) ProtoMessage() {}
 
 func (x *DrainStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[36]
+	mi := &file_weft_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3433,7 +3526,7 @@ func (x *DrainStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainStatus.ProtoReflect.Descriptor instead.
 func (*DrainStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{36}
+	return file_weft_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DrainStatus) GetDrains() uint64 {
@@ -3479,7 +3572,7 @@ type TopologyRequest struct {
 
 func (x *TopologyRequest) Reset() {
 	*x = TopologyRequest{}
-	mi := &file_weft_proto_msgTypes[37]
+	mi := &file_weft_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3491,7 +3584,7 @@ func (x *TopologyRequest) String() string {
 func (*TopologyRequest) ProtoMessage() {}
 
 func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[37]
+	mi := &file_weft_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3504,7 +3597,7 @@ func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyRequest.ProtoReflect.Descriptor instead.
 func (*TopologyRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{37}
+	return file_weft_proto_rawDescGZIP(), []int{38}
 }
 
 // TopologyResponse is cni.Topology. Names are bytes: anybody may have chosen them.
@@ -3520,7 +3613,7 @@ type TopologyResponse struct {
 
 func (x *TopologyResponse) Reset() {
 	*x = TopologyResponse{}
-	mi := &file_weft_proto_msgTypes[38]
+	mi := &file_weft_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3532,7 +3625,7 @@ func (x *TopologyResponse) String() string {
 func (*TopologyResponse) ProtoMessage() {}
 
 func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[38]
+	mi := &file_weft_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3545,7 +3638,7 @@ func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyResponse.ProtoReflect.Descriptor instead.
 func (*TopologyResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{38}
+	return file_weft_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TopologyResponse) GetAt() int64 {
@@ -3586,7 +3679,7 @@ type TopologyOff struct {
 
 func (x *TopologyOff) Reset() {
 	*x = TopologyOff{}
-	mi := &file_weft_proto_msgTypes[39]
+	mi := &file_weft_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3598,7 +3691,7 @@ func (x *TopologyOff) String() string {
 func (*TopologyOff) ProtoMessage() {}
 
 func (x *TopologyOff) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[39]
+	mi := &file_weft_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3611,7 +3704,7 @@ func (x *TopologyOff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyOff.ProtoReflect.Descriptor instead.
 func (*TopologyOff) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{39}
+	return file_weft_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TopologyOff) GetName() []byte {
@@ -3643,7 +3736,7 @@ type TopologySpace struct {
 
 func (x *TopologySpace) Reset() {
 	*x = TopologySpace{}
-	mi := &file_weft_proto_msgTypes[40]
+	mi := &file_weft_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3655,7 +3748,7 @@ func (x *TopologySpace) String() string {
 func (*TopologySpace) ProtoMessage() {}
 
 func (x *TopologySpace) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[40]
+	mi := &file_weft_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3668,7 +3761,7 @@ func (x *TopologySpace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologySpace.ProtoReflect.Descriptor instead.
 func (*TopologySpace) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{40}
+	return file_weft_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TopologySpace) GetNetns() uint64 {
@@ -3753,7 +3846,7 @@ type TopologyDevice struct {
 
 func (x *TopologyDevice) Reset() {
 	*x = TopologyDevice{}
-	mi := &file_weft_proto_msgTypes[41]
+	mi := &file_weft_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3765,7 +3858,7 @@ func (x *TopologyDevice) String() string {
 func (*TopologyDevice) ProtoMessage() {}
 
 func (x *TopologyDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[41]
+	mi := &file_weft_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3778,7 +3871,7 @@ func (x *TopologyDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyDevice.ProtoReflect.Descriptor instead.
 func (*TopologyDevice) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{41}
+	return file_weft_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TopologyDevice) GetIfindex() uint32 {
@@ -4008,7 +4101,7 @@ type TopologyPlace struct {
 
 func (x *TopologyPlace) Reset() {
 	*x = TopologyPlace{}
-	mi := &file_weft_proto_msgTypes[42]
+	mi := &file_weft_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4020,7 +4113,7 @@ func (x *TopologyPlace) String() string {
 func (*TopologyPlace) ProtoMessage() {}
 
 func (x *TopologyPlace) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[42]
+	mi := &file_weft_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4033,7 +4126,7 @@ func (x *TopologyPlace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyPlace.ProtoReflect.Descriptor instead.
 func (*TopologyPlace) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{42}
+	return file_weft_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TopologyPlace) GetNetns() uint64 {
@@ -4064,7 +4157,7 @@ type TopologyTunnel struct {
 
 func (x *TopologyTunnel) Reset() {
 	*x = TopologyTunnel{}
-	mi := &file_weft_proto_msgTypes[43]
+	mi := &file_weft_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4076,7 +4169,7 @@ func (x *TopologyTunnel) String() string {
 func (*TopologyTunnel) ProtoMessage() {}
 
 func (x *TopologyTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[43]
+	mi := &file_weft_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4089,7 +4182,7 @@ func (x *TopologyTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyTunnel.ProtoReflect.Descriptor instead.
 func (*TopologyTunnel) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{43}
+	return file_weft_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TopologyTunnel) GetId() uint32 {
@@ -4146,7 +4239,7 @@ type TopologyTap struct {
 
 func (x *TopologyTap) Reset() {
 	*x = TopologyTap{}
-	mi := &file_weft_proto_msgTypes[44]
+	mi := &file_weft_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4158,7 +4251,7 @@ func (x *TopologyTap) String() string {
 func (*TopologyTap) ProtoMessage() {}
 
 func (x *TopologyTap) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[44]
+	mi := &file_weft_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4171,7 +4264,7 @@ func (x *TopologyTap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyTap.ProtoReflect.Descriptor instead.
 func (*TopologyTap) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{44}
+	return file_weft_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TopologyTap) GetPersistent() bool {
@@ -4224,7 +4317,7 @@ const file_weft_proto_rawDesc = "" +
 	"\x0fObserveResponse\x12-\n" +
 	"\arecords\x18\x01 \x03(\v2\x13.weft.api.v1.RecordR\arecords\x12\x12\n" +
 	"\x04lost\x18\x02 \x01(\x04R\x04lost\x12'\n" +
-	"\x04next\x18\x03 \x01(\v2\x13.weft.api.v1.CursorR\x04next\"\xcc\t\n" +
+	"\x04next\x18\x03 \x01(\v2\x13.weft.api.v1.CursorR\x04next\"\xf0\t\n" +
 	"\x06Record\x12%\n" +
 	"\x0esource_address\x18\x01 \x01(\fR\rsourceAddress\x12/\n" +
 	"\x13destination_address\x18\x02 \x01(\fR\x12destinationAddress\x12\x1f\n" +
@@ -4263,7 +4356,15 @@ const file_weft_proto_rawDesc = "" +
 	"\x06source\x18\x1e \x01(\v2\x13.weft.api.v1.EntityR\x06source\x125\n" +
 	"\vdestination\x18\x1f \x01(\v2\x13.weft.api.v1.EntityR\vdestination\x12?\n" +
 	"\rsource_socket\x18  \x01(\v2\x1a.weft.api.v1.SocketFiguresR\fsourceSocket\x12I\n" +
-	"\x12destination_socket\x18! \x01(\v2\x1a.weft.api.v1.SocketFiguresR\x11destinationSocket\"\xcf\x01\n" +
+	"\x12destination_socket\x18! \x01(\v2\x1a.weft.api.v1.SocketFiguresR\x11destinationSocket\x12\"\n" +
+	"\x03nat\x18\" \x01(\v2\x10.weft.api.v1.NATR\x03nat\"\xbf\x01\n" +
+	"\x03NAT\x12%\n" +
+	"\x0esource_address\x18\x01 \x01(\fR\rsourceAddress\x12\x1f\n" +
+	"\vsource_port\x18\x02 \x01(\rR\n" +
+	"sourcePort\x12/\n" +
+	"\x13destination_address\x18\x03 \x01(\fR\x12destinationAddress\x12)\n" +
+	"\x10destination_port\x18\x04 \x01(\rR\x0fdestinationPort\x12\x14\n" +
+	"\x05basis\x18\x05 \x01(\rR\x05basis\"\xcf\x01\n" +
 	"\rSocketFigures\x12 \n" +
 	"\vretransmits\x18\x01 \x01(\x04R\vretransmits\x12\x1f\n" +
 	"\vresets_sent\x18\x02 \x01(\x04R\n" +
@@ -4325,7 +4426,7 @@ const file_weft_proto_rawDesc = "" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
 	"\x04comm\x18\x02 \x01(\fR\x04comm\x12\x16\n" +
-	"\x06cgroup\x18\x03 \x01(\x04R\x06cgroup\"\xc6\x02\n" +
+	"\x06cgroup\x18\x03 \x01(\x04R\x06cgroup\"\xd8\x02\n" +
 	"\x03Hop\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\x04R\x05netns\x12\x18\n" +
 	"\aifindex\x18\x02 \x01(\rR\aifindex\x12\x12\n" +
@@ -4341,7 +4442,8 @@ const file_weft_proto_rawDesc = "" +
 	" \x01(\x12R\x05first\x12\x12\n" +
 	"\x04last\x18\v \x01(\x12R\x04last\x12\x19\n" +
 	"\bno_first\x18\f \x01(\bR\anoFirst\x12\x17\n" +
-	"\ano_last\x18\r \x01(\bR\x06noLast\"\x83\x05\n" +
+	"\ano_last\x18\r \x01(\bR\x06noLast\x12\x10\n" +
+	"\x03nat\x18\x0e \x01(\rR\x03nat\"\x83\x05\n" +
 	"\x06Entity\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x10\n" +
 	"\x03pod\x18\x02 \x01(\fR\x03pod\x12\x1c\n" +
@@ -4632,127 +4734,129 @@ func file_weft_proto_rawDescGZIP() []byte {
 	return file_weft_proto_rawDescData
 }
 
-var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_weft_proto_goTypes = []any{
 	(*ObserveRequest)(nil),   // 0: weft.api.v1.ObserveRequest
 	(*Cursor)(nil),           // 1: weft.api.v1.Cursor
 	(*Term)(nil),             // 2: weft.api.v1.Term
 	(*ObserveResponse)(nil),  // 3: weft.api.v1.ObserveResponse
 	(*Record)(nil),           // 4: weft.api.v1.Record
-	(*SocketFigures)(nil),    // 5: weft.api.v1.SocketFigures
-	(*TCP)(nil),              // 6: weft.api.v1.TCP
-	(*TCPHealth)(nil),        // 7: weft.api.v1.TCPHealth
-	(*DNS)(nil),              // 8: weft.api.v1.DNS
-	(*DNSRcode)(nil),         // 9: weft.api.v1.DNSRcode
-	(*DNSQuestion)(nil),      // 10: weft.api.v1.DNSQuestion
-	(*Process)(nil),          // 11: weft.api.v1.Process
-	(*Hop)(nil),              // 12: weft.api.v1.Hop
-	(*Entity)(nil),           // 13: weft.api.v1.Entity
-	(*Label)(nil),            // 14: weft.api.v1.Label
-	(*LedgerRequest)(nil),    // 15: weft.api.v1.LedgerRequest
-	(*LedgerResponse)(nil),   // 16: weft.api.v1.LedgerResponse
-	(*Count)(nil),            // 17: weft.api.v1.Count
-	(*Ledger)(nil),           // 18: weft.api.v1.Ledger
-	(*SourceAccount)(nil),    // 19: weft.api.v1.SourceAccount
-	(*DeviceDrops)(nil),      // 20: weft.api.v1.DeviceDrops
-	(*PointLedger)(nil),      // 21: weft.api.v1.PointLedger
-	(*Point)(nil),            // 22: weft.api.v1.Point
-	(*Skipped)(nil),          // 23: weft.api.v1.Skipped
-	(*SinkAccount)(nil),      // 24: weft.api.v1.SinkAccount
-	(*TopRequest)(nil),       // 25: weft.api.v1.TopRequest
-	(*TopResponse)(nil),      // 26: weft.api.v1.TopResponse
-	(*TopRow)(nil),           // 27: weft.api.v1.TopRow
-	(*StatusRequest)(nil),    // 28: weft.api.v1.StatusRequest
-	(*StatusResponse)(nil),   // 29: weft.api.v1.StatusResponse
-	(*Setting)(nil),          // 30: weft.api.v1.Setting
-	(*SinkStatus)(nil),       // 31: weft.api.v1.SinkStatus
-	(*MemoryUse)(nil),        // 32: weft.api.v1.MemoryUse
-	(*PointStatus)(nil),      // 33: weft.api.v1.PointStatus
-	(*ProgramStatus)(nil),    // 34: weft.api.v1.ProgramStatus
-	(*Capability)(nil),       // 35: weft.api.v1.Capability
-	(*DrainStatus)(nil),      // 36: weft.api.v1.DrainStatus
-	(*TopologyRequest)(nil),  // 37: weft.api.v1.TopologyRequest
-	(*TopologyResponse)(nil), // 38: weft.api.v1.TopologyResponse
-	(*TopologyOff)(nil),      // 39: weft.api.v1.TopologyOff
-	(*TopologySpace)(nil),    // 40: weft.api.v1.TopologySpace
-	(*TopologyDevice)(nil),   // 41: weft.api.v1.TopologyDevice
-	(*TopologyPlace)(nil),    // 42: weft.api.v1.TopologyPlace
-	(*TopologyTunnel)(nil),   // 43: weft.api.v1.TopologyTunnel
-	(*TopologyTap)(nil),      // 44: weft.api.v1.TopologyTap
-	nil,                      // 45: weft.api.v1.SinkAccount.LostEntry
+	(*NAT)(nil),              // 5: weft.api.v1.NAT
+	(*SocketFigures)(nil),    // 6: weft.api.v1.SocketFigures
+	(*TCP)(nil),              // 7: weft.api.v1.TCP
+	(*TCPHealth)(nil),        // 8: weft.api.v1.TCPHealth
+	(*DNS)(nil),              // 9: weft.api.v1.DNS
+	(*DNSRcode)(nil),         // 10: weft.api.v1.DNSRcode
+	(*DNSQuestion)(nil),      // 11: weft.api.v1.DNSQuestion
+	(*Process)(nil),          // 12: weft.api.v1.Process
+	(*Hop)(nil),              // 13: weft.api.v1.Hop
+	(*Entity)(nil),           // 14: weft.api.v1.Entity
+	(*Label)(nil),            // 15: weft.api.v1.Label
+	(*LedgerRequest)(nil),    // 16: weft.api.v1.LedgerRequest
+	(*LedgerResponse)(nil),   // 17: weft.api.v1.LedgerResponse
+	(*Count)(nil),            // 18: weft.api.v1.Count
+	(*Ledger)(nil),           // 19: weft.api.v1.Ledger
+	(*SourceAccount)(nil),    // 20: weft.api.v1.SourceAccount
+	(*DeviceDrops)(nil),      // 21: weft.api.v1.DeviceDrops
+	(*PointLedger)(nil),      // 22: weft.api.v1.PointLedger
+	(*Point)(nil),            // 23: weft.api.v1.Point
+	(*Skipped)(nil),          // 24: weft.api.v1.Skipped
+	(*SinkAccount)(nil),      // 25: weft.api.v1.SinkAccount
+	(*TopRequest)(nil),       // 26: weft.api.v1.TopRequest
+	(*TopResponse)(nil),      // 27: weft.api.v1.TopResponse
+	(*TopRow)(nil),           // 28: weft.api.v1.TopRow
+	(*StatusRequest)(nil),    // 29: weft.api.v1.StatusRequest
+	(*StatusResponse)(nil),   // 30: weft.api.v1.StatusResponse
+	(*Setting)(nil),          // 31: weft.api.v1.Setting
+	(*SinkStatus)(nil),       // 32: weft.api.v1.SinkStatus
+	(*MemoryUse)(nil),        // 33: weft.api.v1.MemoryUse
+	(*PointStatus)(nil),      // 34: weft.api.v1.PointStatus
+	(*ProgramStatus)(nil),    // 35: weft.api.v1.ProgramStatus
+	(*Capability)(nil),       // 36: weft.api.v1.Capability
+	(*DrainStatus)(nil),      // 37: weft.api.v1.DrainStatus
+	(*TopologyRequest)(nil),  // 38: weft.api.v1.TopologyRequest
+	(*TopologyResponse)(nil), // 39: weft.api.v1.TopologyResponse
+	(*TopologyOff)(nil),      // 40: weft.api.v1.TopologyOff
+	(*TopologySpace)(nil),    // 41: weft.api.v1.TopologySpace
+	(*TopologyDevice)(nil),   // 42: weft.api.v1.TopologyDevice
+	(*TopologyPlace)(nil),    // 43: weft.api.v1.TopologyPlace
+	(*TopologyTunnel)(nil),   // 44: weft.api.v1.TopologyTunnel
+	(*TopologyTap)(nil),      // 45: weft.api.v1.TopologyTap
+	nil,                      // 46: weft.api.v1.SinkAccount.LostEntry
 }
 var file_weft_proto_depIdxs = []int32{
 	2,  // 0: weft.api.v1.ObserveRequest.terms:type_name -> weft.api.v1.Term
 	1,  // 1: weft.api.v1.ObserveRequest.after:type_name -> weft.api.v1.Cursor
 	4,  // 2: weft.api.v1.ObserveResponse.records:type_name -> weft.api.v1.Record
 	1,  // 3: weft.api.v1.ObserveResponse.next:type_name -> weft.api.v1.Cursor
-	12, // 4: weft.api.v1.Record.hops:type_name -> weft.api.v1.Hop
-	6,  // 5: weft.api.v1.Record.tcp:type_name -> weft.api.v1.TCP
-	8,  // 6: weft.api.v1.Record.dns:type_name -> weft.api.v1.DNS
-	11, // 7: weft.api.v1.Record.source_process:type_name -> weft.api.v1.Process
-	11, // 8: weft.api.v1.Record.destination_process:type_name -> weft.api.v1.Process
-	13, // 9: weft.api.v1.Record.source:type_name -> weft.api.v1.Entity
-	13, // 10: weft.api.v1.Record.destination:type_name -> weft.api.v1.Entity
-	5,  // 11: weft.api.v1.Record.source_socket:type_name -> weft.api.v1.SocketFigures
-	5,  // 12: weft.api.v1.Record.destination_socket:type_name -> weft.api.v1.SocketFigures
-	7,  // 13: weft.api.v1.TCP.source:type_name -> weft.api.v1.TCPHealth
-	7,  // 14: weft.api.v1.TCP.destination:type_name -> weft.api.v1.TCPHealth
-	9,  // 15: weft.api.v1.DNS.rcodes:type_name -> weft.api.v1.DNSRcode
-	10, // 16: weft.api.v1.DNS.questions:type_name -> weft.api.v1.DNSQuestion
-	14, // 17: weft.api.v1.Entity.labels:type_name -> weft.api.v1.Label
-	18, // 18: weft.api.v1.LedgerResponse.ledger:type_name -> weft.api.v1.Ledger
-	21, // 19: weft.api.v1.Ledger.points:type_name -> weft.api.v1.PointLedger
-	21, // 20: weft.api.v1.Ledger.gone:type_name -> weft.api.v1.PointLedger
-	24, // 21: weft.api.v1.Ledger.sinks:type_name -> weft.api.v1.SinkAccount
-	19, // 22: weft.api.v1.Ledger.sources:type_name -> weft.api.v1.SourceAccount
-	20, // 23: weft.api.v1.Ledger.devices:type_name -> weft.api.v1.DeviceDrops
-	22, // 24: weft.api.v1.DeviceDrops.at:type_name -> weft.api.v1.Point
-	22, // 25: weft.api.v1.PointLedger.at:type_name -> weft.api.v1.Point
-	17, // 26: weft.api.v1.PointLedger.seen:type_name -> weft.api.v1.Count
-	17, // 27: weft.api.v1.PointLedger.gso:type_name -> weft.api.v1.Count
-	17, // 28: weft.api.v1.PointLedger.flows:type_name -> weft.api.v1.Count
-	17, // 29: weft.api.v1.PointLedger.recorded:type_name -> weft.api.v1.Count
-	17, // 30: weft.api.v1.PointLedger.open:type_name -> weft.api.v1.Count
-	23, // 31: weft.api.v1.PointLedger.skipped:type_name -> weft.api.v1.Skipped
-	17, // 32: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
-	17, // 33: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
-	45, // 34: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
-	2,  // 35: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
-	27, // 36: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
-	27, // 37: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
-	30, // 38: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
-	31, // 39: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
-	32, // 40: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
-	33, // 41: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
-	34, // 42: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
-	35, // 43: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
-	36, // 44: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
-	24, // 45: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
-	22, // 46: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
-	40, // 47: weft.api.v1.TopologyResponse.spaces:type_name -> weft.api.v1.TopologySpace
-	39, // 48: weft.api.v1.TopologyResponse.off:type_name -> weft.api.v1.TopologyOff
-	13, // 49: weft.api.v1.TopologySpace.entity:type_name -> weft.api.v1.Entity
-	41, // 50: weft.api.v1.TopologySpace.devices:type_name -> weft.api.v1.TopologyDevice
-	42, // 51: weft.api.v1.TopologyDevice.under:type_name -> weft.api.v1.TopologyPlace
-	42, // 52: weft.api.v1.TopologyDevice.far:type_name -> weft.api.v1.TopologyPlace
-	43, // 53: weft.api.v1.TopologyDevice.tunnel:type_name -> weft.api.v1.TopologyTunnel
-	44, // 54: weft.api.v1.TopologyDevice.tap:type_name -> weft.api.v1.TopologyTap
-	13, // 55: weft.api.v1.TopologyDevice.behind:type_name -> weft.api.v1.Entity
-	0,  // 56: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
-	15, // 57: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
-	25, // 58: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
-	28, // 59: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
-	37, // 60: weft.api.v1.Weft.Topology:input_type -> weft.api.v1.TopologyRequest
-	3,  // 61: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
-	16, // 62: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
-	26, // 63: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
-	29, // 64: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
-	38, // 65: weft.api.v1.Weft.Topology:output_type -> weft.api.v1.TopologyResponse
-	61, // [61:66] is the sub-list for method output_type
-	56, // [56:61] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	13, // 4: weft.api.v1.Record.hops:type_name -> weft.api.v1.Hop
+	7,  // 5: weft.api.v1.Record.tcp:type_name -> weft.api.v1.TCP
+	9,  // 6: weft.api.v1.Record.dns:type_name -> weft.api.v1.DNS
+	12, // 7: weft.api.v1.Record.source_process:type_name -> weft.api.v1.Process
+	12, // 8: weft.api.v1.Record.destination_process:type_name -> weft.api.v1.Process
+	14, // 9: weft.api.v1.Record.source:type_name -> weft.api.v1.Entity
+	14, // 10: weft.api.v1.Record.destination:type_name -> weft.api.v1.Entity
+	6,  // 11: weft.api.v1.Record.source_socket:type_name -> weft.api.v1.SocketFigures
+	6,  // 12: weft.api.v1.Record.destination_socket:type_name -> weft.api.v1.SocketFigures
+	5,  // 13: weft.api.v1.Record.nat:type_name -> weft.api.v1.NAT
+	8,  // 14: weft.api.v1.TCP.source:type_name -> weft.api.v1.TCPHealth
+	8,  // 15: weft.api.v1.TCP.destination:type_name -> weft.api.v1.TCPHealth
+	10, // 16: weft.api.v1.DNS.rcodes:type_name -> weft.api.v1.DNSRcode
+	11, // 17: weft.api.v1.DNS.questions:type_name -> weft.api.v1.DNSQuestion
+	15, // 18: weft.api.v1.Entity.labels:type_name -> weft.api.v1.Label
+	19, // 19: weft.api.v1.LedgerResponse.ledger:type_name -> weft.api.v1.Ledger
+	22, // 20: weft.api.v1.Ledger.points:type_name -> weft.api.v1.PointLedger
+	22, // 21: weft.api.v1.Ledger.gone:type_name -> weft.api.v1.PointLedger
+	25, // 22: weft.api.v1.Ledger.sinks:type_name -> weft.api.v1.SinkAccount
+	20, // 23: weft.api.v1.Ledger.sources:type_name -> weft.api.v1.SourceAccount
+	21, // 24: weft.api.v1.Ledger.devices:type_name -> weft.api.v1.DeviceDrops
+	23, // 25: weft.api.v1.DeviceDrops.at:type_name -> weft.api.v1.Point
+	23, // 26: weft.api.v1.PointLedger.at:type_name -> weft.api.v1.Point
+	18, // 27: weft.api.v1.PointLedger.seen:type_name -> weft.api.v1.Count
+	18, // 28: weft.api.v1.PointLedger.gso:type_name -> weft.api.v1.Count
+	18, // 29: weft.api.v1.PointLedger.flows:type_name -> weft.api.v1.Count
+	18, // 30: weft.api.v1.PointLedger.recorded:type_name -> weft.api.v1.Count
+	18, // 31: weft.api.v1.PointLedger.open:type_name -> weft.api.v1.Count
+	24, // 32: weft.api.v1.PointLedger.skipped:type_name -> weft.api.v1.Skipped
+	18, // 33: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
+	18, // 34: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
+	46, // 35: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
+	2,  // 36: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
+	28, // 37: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
+	28, // 38: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
+	31, // 39: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
+	32, // 40: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
+	33, // 41: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
+	34, // 42: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
+	35, // 43: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
+	36, // 44: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
+	37, // 45: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
+	25, // 46: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
+	23, // 47: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
+	41, // 48: weft.api.v1.TopologyResponse.spaces:type_name -> weft.api.v1.TopologySpace
+	40, // 49: weft.api.v1.TopologyResponse.off:type_name -> weft.api.v1.TopologyOff
+	14, // 50: weft.api.v1.TopologySpace.entity:type_name -> weft.api.v1.Entity
+	42, // 51: weft.api.v1.TopologySpace.devices:type_name -> weft.api.v1.TopologyDevice
+	43, // 52: weft.api.v1.TopologyDevice.under:type_name -> weft.api.v1.TopologyPlace
+	43, // 53: weft.api.v1.TopologyDevice.far:type_name -> weft.api.v1.TopologyPlace
+	44, // 54: weft.api.v1.TopologyDevice.tunnel:type_name -> weft.api.v1.TopologyTunnel
+	45, // 55: weft.api.v1.TopologyDevice.tap:type_name -> weft.api.v1.TopologyTap
+	14, // 56: weft.api.v1.TopologyDevice.behind:type_name -> weft.api.v1.Entity
+	0,  // 57: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
+	16, // 58: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
+	26, // 59: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
+	29, // 60: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
+	38, // 61: weft.api.v1.Weft.Topology:input_type -> weft.api.v1.TopologyRequest
+	3,  // 62: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
+	17, // 63: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
+	27, // 64: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
+	30, // 65: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
+	39, // 66: weft.api.v1.Weft.Topology:output_type -> weft.api.v1.TopologyResponse
+	62, // [62:67] is the sub-list for method output_type
+	57, // [57:62] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_weft_proto_init() }
@@ -4766,7 +4870,7 @@ func file_weft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_proto_rawDesc), len(file_weft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
