@@ -101,7 +101,7 @@ func (c *Census) end(r *flows.Record, source bool) *flows.Entity {
 		}
 	}
 	switch {
-	case c.kube == nil || who == nil:
+	case c.kube == nil || who == nil && (source || r.NAT == nil):
 	case source:
 		who = c.opener(r, who)
 	default:

@@ -246,7 +246,7 @@ func TestThousandsOfPodsResolveAndTheServerMayGoAway(t *testing.T) {
 	_, early, end := p.follow(t, log)
 	soonEnough(t, 20*time.Second, "told that the server is away", func() bool {
 		s := early.statuses()
-		return len(s) == 7 && s[3].Err != "" && s[3].Last.IsZero()
+		return len(s) == 6 && s[3].Err != "" && s[3].Last.IsZero()
 	})
 	p.start(t)
 	p.allow(t)

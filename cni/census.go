@@ -33,9 +33,11 @@ type CensusOptions struct {
 	Docker     string   // folder with Docker's containers; empty: DefaultDocker
 	Podman     string   // folder of Podman's storage; empty: DefaultPodman
 
-	Processes  bool   // look for the owners of sockets that the kernel has not named
-	Kubernetes bool   // follow the API server, where something says how to reach one
-	Kubeconfig string // file; empty: as a pod is told
+	Processes  bool     // look for the owners of sockets that the kernel has not named
+	Conntrack  bool     // follow which connections' addresses the kernel translates, in the agent's own namespace
+	Tracked    []string // and in these: paths, names of ip netns, or "all"
+	Kubernetes bool     // follow the API server, where something says how to reach one
+	Kubeconfig string   // file; empty: as a pod is told
 }
 
 // Census finds out who has which address, and since when. Its goroutines ask; what
@@ -47,6 +49,7 @@ type Census struct {
 	resolver  *Resolver
 	runtimes  []*runtimeSource
 	kube      *kubernetes // nil: not to be followed
+	nat       *conntrack  // nil: the same
 	sockets   *sockets    // nil: not to be asked for
 	files     cniFiles
 	disk      *onDisk
@@ -118,6 +121,10 @@ func OpenCensus(topology func() *Topology, opts CensusOptions) *Census {
 		c.kube = newKubernetes(opts.Log, c.resolver, func() uint64 { return own }, c.tell)
 		c.wg.Go(func() { c.kube.open(ctx, opts.Kubeconfig) })
 	}
+	if opts.Conntrack {
+		c.nat = newConntrack(opts.Log, func() []*Space { return among(topology().Spaces, opts.Tracked) })
+		c.wg.Go(func() { c.nat.run(ctx) })
+	}
 	if opts.Processes {
 		c.sockets = newSockets(opts.Log, topology)
 		c.wg.Go(func() { c.sockets.run(ctx) })
@@ -147,6 +154,9 @@ func (c *Census) Status() []SourceStatus {
 	}
 	if c.sockets != nil {
 		all = append(all, c.sockets.status())
+	}
+	if c.nat != nil {
+		all = append(all, c.nat.state())
 	}
 	if c.kube != nil {
 		all = append(all, c.kube.statuses()...)

@@ -9,7 +9,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"sync"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -20,176 +23,337 @@ import (
 
 // Bounds of what is followed of the connection tracking.
 const (
-	maxTranslated   = 65536 // connections, as opened and as sent, in each of two generations; at the bound the older is forgotten
-	conntrackBuffer = 4 << 20
+	maxTrackedSpaces = 256     // network namespaces; the agent's own is the first
+	conntrackBuffer  = 4 << 20 // bytes of events that the kernel keeps for one of them
+	trackedAtOnce    = 256     // datagrams that are read of one before the next
 )
 
-// conntrack follows which connections of a network namespace the kernel sends
-// elsewhere than where they were opened to, as kube-proxy has it do for Services.
+// How often is looked for other namespaces, and for those that failed.
+const (
+	spacesEvery   = time.Second
+	trackedPoll   = 250 * time.Millisecond // how long Close may wait
+	trackAgain    = 10 * time.Second
+	conntrackOnly = "/proc/sys/net/netfilter/nf_conntrack_max" // is there once the kernel tracks anything
+)
+
+// conntrack follows which connections the kernel sends elsewhere than where they were
+// opened to, or in another's name, as kube-proxy has it do for Services, in every network
+// namespace that is followed. One goroutine runs it, any may ask.
 type conntrack struct {
-	log *slog.Logger
+	log    *slog.Logger
+	spaces func() []*Space
 	health
-	count atomic.Int64
 
-	mu       sync.Mutex
-	now, old translations
+	trackers []*tracker // of run's goroutine
+	known    atomic.Pointer[[]*tracker]
+	over     atomic.Int64 // namespaces for which there was no room
 }
 
-// translations are by the connection as it is seen, from who opened it.
-type translations struct {
-	to   map[flows.Key]netip.AddrPort // opened to an address: where it is sent
-	from map[flows.Key]flows.Key      // as sent: as it was opened
+// tracker is one network namespace's.
+type tracker struct {
+	space uint64
+	path  string
+	fd    int       // -1: not open
+	again time.Time // when it may be opened
+	err   error     // why it is not open, or may miss something
+	*translations
+
+	asks    []dump // lists that are still to be asked for
+	dumping bool
+	list    uint32 // number of the latest list
+	read    int64  // Unix nanoseconds: everything that came before has been read
 }
 
-func newTranslations() translations {
-	return translations{map[flows.Key]netip.AddrPort{}, map[flows.Key]flows.Key{}}
+// dump is a part of a list: connections of a family with a status under a mask.
+type dump struct {
+	family       uint8
+	status, mask uint32
 }
 
-func newConntrack(log *slog.Logger) *conntrack {
-	return &conntrack{log: log, health: health{name: "conntrack"}, now: newTranslations(), old: newTranslations()}
+// wholeList is all connections that are translated, each once, where the kernel can choose
+// (from 5.10 on).
+var wholeList = []dump{
+	{unix.AF_INET, statusDstNAT, statusDstNAT}, {unix.AF_INET, statusSrcNAT, statusSrcNAT | statusDstNAT},
+	{unix.AF_INET6, statusDstNAT, statusDstNAT}, {unix.AF_INET6, statusSrcNAT, statusSrcNAT | statusDstNAT},
 }
 
-// sentTo is where the connection k is sent.
-func (c *conntrack) sentTo(k flows.Key) (netip.AddrPort, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if to, ok := c.now.to[k]; ok {
-		return to, true
+func newConntrack(log *slog.Logger, spaces func() []*Space) *conntrack {
+	c := &conntrack{log: log, spaces: spaces, health: health{name: "conntrack"}}
+	c.known.Store(&[]*tracker{})
+	return c
+}
+
+// among is the agent's own namespace and those that are named.
+func among(spaces []*Space, named []string) []*Space {
+	if slices.Contains(named, "all") {
+		return spaces
 	}
-	to, ok := c.old.to[k]
-	return to, ok
-}
-
-// openedAs is the connection k as it was opened.
-func (c *conntrack) openedAs(k flows.Key) (flows.Key, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if a, ok := c.now.from[k]; ok {
-		return a, true
+	wanted := map[inode]bool{}
+	for _, path := range named {
+		if !strings.Contains(path, "/") {
+			path = filepath.Join(netnsDirs[0], path)
+		}
+		if i, err := inodeOf(path); err == nil { // not yet there, or not any more
+			wanted[i] = true
+		}
 	}
-	a, ok := c.old.from[k]
-	return a, ok
+	return slices.DeleteFunc(slices.Clone(spaces), func(s *Space) bool { return !s.Own && !wanted[s.ino] })
 }
 
-func (c *conntrack) keep(t translation) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if max(len(c.now.to), len(c.now.from)) >= maxTranslated {
-		c.now, c.old = newTranslations(), c.now
+// find is the translation of what had k's ends, in either direction, in a namespace for
+// which in is true, all the time from first to last (Unix nanoseconds). false: none, or
+// not certain which.
+func (c *conntrack) find(in func(space uint64) bool, k flows.Key, first, last int64) (found flows.Translation, ok bool) {
+	for _, t := range *c.known.Load() {
+		if t.empty.Load() || !in(t.space) {
+			continue
+		}
+		to, known := t.find(k, first, last)
+		switch {
+		case !known:
+		case ok && to != found:
+			return found, false
+		default:
+			found, ok = to, true
+		}
 	}
-	c.now.to[t.opened] = t.sent.Dst
-	c.now.from[t.sent] = t.opened
-	c.count.Store(int64(len(c.now.to) + len(c.old.to)))
+	return found, ok
 }
 
-// forget is told of a connection that is not sent elsewhere: one that had its
-// addresses and ports before was another.
-func (c *conntrack) forget(k flows.Key) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, t := range []translations{c.now, c.old} {
-		delete(t.to, k)
-		delete(t.from, k)
+func (c *conntrack) state() SourceStatus {
+	n := 0
+	for _, t := range *c.known.Load() {
+		n += t.standing()
 	}
-	c.count.Store(int64(len(c.now.to) + len(c.old.to)))
+	s := c.status(n)
+	if over := c.over.Load(); over > 0 && s.Err == "" {
+		s.Err = fmt.Sprintf("%d network namespaces more than the %d that are followed", over, maxTrackedSpaces)
+	}
+	return s
 }
 
-// run follows the namespace of the thread that calls it until ctx ends: first what is
-// there, then what comes. Events that were lost are answered by looking again.
+// run follows until ctx ends.
 func (c *conntrack) run(ctx context.Context) {
+	defer func() {
+		for _, t := range c.trackers {
+			t.close()
+		}
+	}()
+	buffer, looked := make([]byte, 1<<16), time.Time{}
+	var polled []unix.PollFd
 	for ctx.Err() == nil {
-		err := c.follow(ctx)
-		if ctx.Err() != nil {
-			return
+		if _, err := os.Stat(conntrackOnly); err != nil { // asking would load it
+			c.say(c.log, errAbsent)
+			if !pause(ctx, trackAgain) {
+				return
+			}
+			continue
 		}
-		c.say(c.log, err)
-		again := kubeAgain
-		if errors.Is(err, unix.ENOBUFS) { // what was lost meanwhile is in the next list
-			again = time.Second
+		if time.Since(looked) >= spacesEvery {
+			looked = time.Now()
+			c.follow(looked)
 		}
-		if !pause(ctx, again) {
-			return
+		polled = polled[:0]
+		for _, t := range c.trackers {
+			polled = append(polled, unix.PollFd{Fd: int32(t.fd), Events: unix.POLLIN}) // one that is not open is left out
+		}
+		if _, err := unix.Poll(polled, int(trackedPoll.Milliseconds())); err != nil && !errors.Is(err, unix.EINTR) {
+			c.say(c.log, fmt.Errorf("wait for tracked connections: %w", err))
+			if !pause(ctx, trackAgain) {
+				return
+			}
+		}
+		for _, t := range c.trackers {
+			if t.fd >= 0 {
+				t.err = t.receive(buffer)
+			}
 		}
 	}
 }
 
-func (c *conntrack) follow(ctx context.Context) error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return fmt.Errorf("open a socket for connection tracking: %w", err)
+// follow opens what is new and closes what is gone.
+func (c *conntrack) follow(now time.Time) {
+	spaces := c.spaces()
+	c.over.Store(int64(max(0, len(spaces)-maxTrackedSpaces)))
+	spaces = spaces[:min(len(spaces), maxTrackedSpaces)]
+	next, changed := make([]*tracker, 0, len(spaces)), false
+	for _, s := range spaces {
+		i := slices.IndexFunc(c.trackers, func(t *tracker) bool { return t.space == s.Netns })
+		if i >= 0 {
+			next = append(next, c.trackers[i])
+		} else {
+			next = append(next, &tracker{space: s.Netns, path: s.Path, fd: -1, translations: newTranslations()})
+			changed = true
+		}
 	}
-	defer unix.Close(fd)
+	for _, t := range c.trackers {
+		if !slices.Contains(next, t) {
+			t.close()
+			changed = true
+		}
+	}
+	if c.trackers = next; changed {
+		c.known.Store(&next)
+	}
+	var errs []error
+	for i, t := range next {
+		if t.fd < 0 && !now.Before(t.again) {
+			t.err = t.open(spaces[i])
+			t.again = now.Add(trackAgain)
+		}
+		if t.err != nil && !gone(t.err) {
+			errs = append(errs, fmt.Errorf("network namespace %s: %w", t.path, t.err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil || !slices.ContainsFunc(next, func(t *tracker) bool { return len(t.asks) > 0 || t.dumping }) {
+		c.say(c.log, err)
+	}
+}
+
+// open subscribes in the namespace of t, and asks for what is there.
+func (t *tracker) open(s *Space) error {
+	own, err := unix.Open(ownPath, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the agent's network namespace: %w", err)
+	}
+	defer unix.Close(own)
+	in := own
+	if !s.Own {
+		if in, err = openNetns(s.Path, s.ino); err != nil {
+			return err
+		}
+		defer unix.Close(in)
+	}
+	if err = inNetns(own, in, func() (err error) { t.fd, err = trackedHere(); return err }); err != nil {
+		return err
+	}
+	t.asks, t.dumping = wholeList, false
+	t.list++
+	t.read = time.Now().UnixNano()
+	return t.ask()
+}
+
+// trackedHere subscribes to the beginnings and ends of connections in the thread's namespace.
+func trackedHere() (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return -1, fmt.Errorf("open a socket for connection tracking: %w", err)
+	}
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, conntrackBuffer) != nil {
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, conntrackBuffer) // the kernel's own limit holds then
 	}
-	err = errors.Join(err,
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 200_000}),
-		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.NFNLGRP_CONNTRACK_NEW - 1)}))
-	if err != nil {
-		return fmt.Errorf("subscribe to connection tracking (CAP_NET_ADMIN): %w", err)
+	groups := uint32(1<<(unix.NFNLGRP_CONNTRACK_NEW-1) | 1<<(unix.NFNLGRP_CONNTRACK_DESTROY-1))
+	if err = errors.Join(err, unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups})); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("subscribe to connection tracking (CAP_NET_ADMIN): %w", err)
 	}
-	families, dumping := []uint8{unix.AF_INET, unix.AF_INET6}, false
-	buffer := make([]byte, 1<<16)
-	for ctx.Err() == nil {
-		if !dumping && len(families) > 0 { // the kernel does one at a time
-			if err := unix.Sendto(fd, dumpConntrack(families[0]), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-				return fmt.Errorf("list tracked connections: %w", err)
-			}
-			families, dumping = families[1:], true
-		}
-		n, _, err := unix.Recvfrom(fd, buffer, 0)
-		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read tracked connections: %w", err)
-		}
-		done, err := c.take(buffer[:n])
-		if err != nil {
-			return err
-		}
-		if dumping = dumping && !done; done && len(families) == 0 {
-			c.say(c.log, nil)
-		}
+	return fd, nil
+}
+
+// close ends the subscription: from now on events are missing.
+func (t *tracker) close() {
+	if t.fd >= 0 {
+		unix.Close(t.fd)
+		t.fd = -1
 	}
+	t.lose(t.read)
+}
+
+// ask asks for the next part of the list; the kernel gives one at a time.
+func (t *tracker) ask() error {
+	if t.dumping || len(t.asks) == 0 {
+		return nil
+	}
+	if err := unix.Sendto(t.fd, t.asks[0].message(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		t.close()
+		return fmt.Errorf("list tracked connections: %w", err)
+	}
+	t.asks, t.dumping = t.asks[1:], true
 	return nil
 }
 
-// take reads the messages of one datagram; done: it ended a dump.
-func (c *conntrack) take(m []byte) (done bool, err error) {
+// receive reads what has come. After an error the subscription is closed, and opened
+// anew: what was lost is in the next list.
+func (t *tracker) receive(buffer []byte) error {
+	for range trackedAtOnce {
+		began := time.Now().UnixNano()
+		n, _, err := unix.Recvfrom(t.fd, buffer, 0)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			t.read = began
+			return t.err
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err == nil:
+			var done bool
+			if done, err = t.take(buffer[:n], time.Now().UnixNano()); done && err == nil {
+				if t.dumping = false; len(t.asks) == 0 {
+					t.complete(t.list, time.Now().UnixNano())
+					t.err = nil
+				}
+				err = t.ask()
+			}
+		}
+		if err != nil {
+			t.close()
+			if t.again = time.Now().Add(trackAgain); errors.Is(err, unix.ENOBUFS) {
+				t.again = time.Now().Add(time.Second)
+			}
+			return fmt.Errorf("read tracked connections: %w", err)
+		}
+	}
+	return t.err
+}
+
+// take reads the messages of one datagram, which came now; done: it ended a part of a list.
+func (t *tracker) take(m []byte, now int64) (done bool, err error) {
 	for len(m) >= unix.SizeofNlMsghdr {
 		n, kind := int(native.Uint32(m[0:4])), native.Uint16(m[4:6])
 		if n < unix.SizeofNlMsghdr || n > len(m) {
-			return done, errors.New("read tracked connections: a message is cut off")
+			return done, errors.New("a message is cut off")
 		}
 		body := m[unix.SizeofNlMsghdr:n]
 		switch {
 		case kind == unix.NLMSG_DONE:
 			done = true
 		case kind == unix.NLMSG_ERROR && len(body) >= 4 && int32(native.Uint32(body)) != 0:
-			return done, fmt.Errorf("list tracked connections: %w", unix.Errno(-int32(native.Uint32(body))))
+			return done, unix.Errno(-int32(native.Uint32(body)))
 		case kind>>8 == unix.NFNL_SUBSYS_CTNETLINK:
-			if t, ok := parseTracked(body); ok {
-				c.keep(t)
-			} else if t.opened.Dst.IsValid() {
-				c.forget(t.opened)
-			}
+			t.tell(body, kind&0xff, native.Uint16(m[6:8])&unix.NLM_F_MULTI != 0, now)
 		}
 		m = m[min(len(m), (n+3)&^3):]
 	}
 	return done, nil
 }
 
-// dumpConntrack asks for all that a family has, of those that are sent elsewhere
-// where the kernel can choose.
-func dumpConntrack(family uint8) []byte {
+// tell takes one tracked connection: of a list, or one that began or ended now.
+func (t *tracker) tell(body []byte, kind uint16, listed bool, now int64) {
+	to, zone, ok := parseTracked(body)
+	switch {
+	case !to.Opened.Dst.IsValid():
+	case kind == ctDelete:
+		if ok {
+			t.end(to.Opened, zone, now)
+		}
+	case ok:
+		t.add(to, zone, now, t.list, listed)
+	case !listed:
+		t.direct(to.Opened, zone, now)
+	}
+}
+
+// message asks for d.
+func (d dump) message() []byte {
 	m := make([]byte, unix.SizeofNlMsghdr+4, 64)
 	native.PutUint16(m[4:6], unix.NFNL_SUBSYS_CTNETLINK<<8|ctGet)
 	native.PutUint16(m[6:8], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	m[unix.SizeofNlMsghdr] = family
-	for _, kind := range []uint16{ctaStatus, ctaStatusMask} {
-		m = native.AppendUint16(native.AppendUint16(m, 8), kind)
-		m = binary.BigEndian.AppendUint32(m, statusDstNAT)
+	m[unix.SizeofNlMsghdr] = d.family
+	for _, a := range []struct {
+		kind  uint16
+		value uint32
+	}{{ctaStatus, d.status}, {ctaStatusMask, d.mask}} {
+		m = native.AppendUint16(native.AppendUint16(m, 8), a.kind)
+		m = binary.BigEndian.AppendUint32(m, a.value)
 	}
 	native.PutUint32(m[0:4], uint32(len(m)))
 	return m
@@ -198,44 +362,57 @@ func dumpConntrack(family uint8) []byte {
 // Of linux/netfilter/nfnetlink_conntrack.h and nf_conntrack_common.h.
 const (
 	ctGet         = 1 // IPCTNL_MSG_CT_GET
+	ctDelete      = 2 // IPCTNL_MSG_CT_DELETE
 	ctaOrig       = 1
 	ctaReply      = 2
 	ctaStatus     = 3
+	ctaZone       = 18
 	ctaStatusMask = 26
 	ctaIP         = 1
 	ctaProto      = 2
+	ctaTupleZone  = 3
 	ctaProtoNum   = 1
 	ctaSrcPort    = 2
 	ctaDstPort    = 3
+	statusSrcNAT  = 1 << 4
 	statusDstNAT  = 1 << 5
 	attrType      = 0x3fff // NLA_TYPE_MASK
 )
 
-// translation is one connection that is sent elsewhere.
-type translation struct{ opened, sent flows.Key }
-
-// parseTracked reads one tracked connection; false: it is sent where it was opened to.
-func parseTracked(m []byte) (t translation, ok bool) {
+// parseTracked reads one tracked connection and its zone; false: its addresses are not
+// translated, or the protocol has no ports to tell connections apart by.
+func parseTracked(m []byte) (t flows.Translation, zone uint16, ok bool) {
 	if len(m) < 4 {
-		return t, false
+		return t, 0, false
 	}
 	var reply flows.Key
 	eachAttr(m[4:], func(kind uint16, value []byte) {
-		switch kind {
-		case ctaOrig:
-			t.opened = parseTuple(value)
-		case ctaReply:
-			reply = parseTuple(value)
+		switch {
+		case kind == ctaOrig:
+			t.Opened = parseTuple(value, &zone)
+		case kind == ctaReply:
+			reply = parseTuple(value, &zone)
+		case kind == ctaZone && len(value) == 2:
+			zone = binary.BigEndian.Uint16(value)
 		}
 	})
-	t.sent = reply.Reverse()
-	return t, t.opened.Dst.IsValid() && t.sent.Dst.IsValid() && t.opened.Dst != t.sent.Dst
+	t.Sent = reply.Reverse()
+	switch t.Opened.Proto {
+	case flows.ProtoTCP, flows.ProtoUDP, flows.ProtoSCTP:
+	default:
+		return t, zone, false
+	}
+	return t, zone, t.Opened.Dst.IsValid() && t.Sent.Dst.IsValid() && t.Opened.Proto == t.Sent.Proto && t.Opened != t.Sent
 }
 
-func parseTuple(m []byte) (k flows.Key) {
+// parseTuple reads the addresses of one direction; zone is set where it has one of its own.
+func parseTuple(m []byte, zone *uint16) (k flows.Key) {
 	var ends [2]netip.Addr
 	var ports [2]uint16
 	eachAttr(m, func(kind uint16, value []byte) {
+		if kind == ctaTupleZone && len(value) == 2 {
+			*zone = binary.BigEndian.Uint16(value)
+		}
 		eachAttr(value, func(of uint16, v []byte) {
 			switch {
 			case kind == ctaIP && of >= 1 && of <= 4: // of IPv4 the source and destination, of IPv6 the same

@@ -4,26 +4,38 @@ package cni
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"weft/flows"
 )
 
-// translating is a namespace where 10.96.0.1:80 is sent to 10.0.0.2:8080, as
-// kube-proxy does it for a Service.
+// natRules send what goes to the address of a Service elsewhere, as kube-proxy does;
+// what goes to the second one in another's name too, and what leaves for 192.0.2.0/24.
+const natRules = `
+table inet t {
+	chain out { type nat hook output priority -100;
+		ip daddr 10.96.0.1 meta l4proto { tcp, udp } dnat ip to 10.0.0.2:8080
+		ip6 daddr fd00:96::1 meta l4proto { tcp, udp } dnat ip6 to [fd00::2]:8080
+		ip daddr 10.96.0.2 meta l4proto { tcp, udp } dnat ip to 10.0.0.2:8080
+	}
+	chain post { type nat hook postrouting priority 100;
+		ct original ip daddr { 10.96.0.2, 192.0.2.1 } snat ip to 10.0.0.3
+	}
+}`
+
+// translating is a namespace with natRules in which everything that is sent comes back.
 func translating(t *testing.T) string {
 	ns := newNetns(t, "nat")
 	if _, err := exec.LookPath("nft"); err != nil {
@@ -37,171 +49,175 @@ func translating(t *testing.T) string {
 		if err != nil {
 			return err
 		}
-		own, err := netlink.ParseAddr("10.0.0.2/32")
-		if err != nil {
-			return err
+		errs := []error{h.LinkSetUp(lo)}
+		for _, a := range []string{"10.0.0.2/32", "10.0.0.3/32", "192.0.2.1/32", "fd00::2/128"} {
+			own, err := netlink.ParseAddr(a)
+			if err != nil {
+				return err
+			}
+			errs = append(errs, h.AddrAdd(lo, own))
 		}
-		all := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}}
-		if err := errors.Join(h.LinkSetUp(lo), h.AddrAdd(lo, own), h.RouteAdd(all)); err != nil {
-			return err
+		for _, all := range []*net.IPNet{{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, {IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}} {
+			errs = append(errs, h.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: all}))
 		}
 		nft := exec.Command("nft", "-f", "-")
-		nft.Stdin = strings.NewReader("table ip t { chain out { type nat hook output priority -100; ip daddr 10.96.0.1 tcp dport 80 dnat to 10.0.0.2:8080; }; }")
+		nft.Stdin = strings.NewReader(natRules)
 		if said, err := nft.CombinedOutput(); err != nil {
-			return fmt.Errorf("nft: %w: %s", err, said)
+			errs = append(errs, fmt.Errorf("nft: %w: %s", err, said))
 		}
-		return nil
+		return errors.Join(errs...)
 	})
 	return ns
 }
 
-// connect opens a connection to the Service and returns its key.
-func connect(t *testing.T, ns string) (k flows.Key) {
+// reaches sends something to an address and returns its key.
+func reaches(t *testing.T, ns, network, to string) (k flows.Key) {
+	t.Helper()
 	in(t, ns, func(*netlink.Handle) error {
-		c, err := net.DialTimeout("tcp4", "10.96.0.1:80", 2*time.Second)
+		c, err := net.DialTimeout(network, to, 2*time.Second)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		from, err := netip.ParseAddrPort(c.LocalAddr().String())
-		k = flows.Key{Src: from, Dst: netip.MustParseAddrPort("10.96.0.1:80"), Proto: flows.ProtoTCP}
+		k = flows.Key{Src: netip.MustParseAddrPort(c.LocalAddr().String()), Dst: netip.MustParseAddrPort(to), Proto: flows.ProtoTCP}
+		if strings.HasPrefix(network, "udp") {
+			k.Proto = flows.ProtoUDP
+		}
+		_, err = c.Write([]byte("x"))
 		return err
 	})
 	return k
 }
 
-func TestConnectionToAServiceSaysWhereItIsSent(t *testing.T) {
-	ns := translating(t)
-	var l net.Listener
-	in(t, ns, func(*netlink.Handle) (err error) { l, err = net.Listen("tcp4", "10.0.0.2:8080"); return err })
-	defer l.Close()
-	early := connect(t, ns) // before anybody follows
-	c := newConntrack(quiet())
+// following follows the connection tracking of a namespace.
+func following(t *testing.T, ns string) *conntrack {
+	ino, err := inodeOf(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	space := &Space{Netns: cookieOf(t, ns), Path: ns, ino: ino}
+	c := newConntrack(quiet(), func() []*Space { return []*Space{space} })
 	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
+	done := make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // the thread ends with it
-		fd, err := netns.GetFromPath(ns)
-		if err == nil {
-			err = errors.Join(netns.Set(fd), fd.Close())
-		}
-		if err == nil {
-			c.run(ctx)
-		}
-		done <- err
+		defer close(done)
+		c.run(ctx)
 	}()
-	defer func() {
+	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
-	check := func(k flows.Key) {
-		t.Helper()
-		want := netip.MustParseAddrPort("10.0.0.2:8080")
-		soonEnough(t, 5*time.Second, fmt.Sprintf("known where %s is sent", k), func() bool {
-			to, ok := c.sentTo(k)
-			return ok && to == want
-		})
-		sent := k
-		sent.Dst = want
-		if got, ok := c.openedAs(sent); !ok || got != k {
-			t.Errorf("%s: opened as %s, known %v, want %s", sent, got, ok, k)
-		}
-	}
-	check(early)
-	soonEnough(t, 5*time.Second, "told as well", func() bool { return c.status(0).Err == "" && !c.status(0).Last.IsZero() })
-	check(connect(t, ns))
+		<-done
+	})
+	return c
 }
 
-func TestTranslationsAreBounded(t *testing.T) {
-	c := newConntrack(quiet())
-	for i := range 3*maxTranslated + 10 {
-		k := flows.Key{Src: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 24), byte(i >> 16), byte(i >> 8)}), uint16(i&255)), Dst: netip.MustParseAddrPort("10.96.0.1:80"), Proto: 6}
-		c.keep(translation{k, k})
-		if _, ok := c.sentTo(k); !ok {
-			t.Fatalf("connection %d is not known", i)
-		}
-	}
-	if n := len(c.now.to) + len(c.old.to); n > 2*maxTranslated {
-		t.Errorf("%d are remembered, want at most %d", n, 2*maxTranslated)
-	}
-}
+func anywhere(uint64) bool { return true }
 
-// A client whose ports are used again is sent to ever other backends.
-func TestTranslationsOfReusedPortsAreBounded(t *testing.T) {
-	c := newConntrack(quiet())
-	opened := flows.Key{Src: netip.MustParseAddrPort("10.0.0.1:4000"), Dst: netip.MustParseAddrPort("10.96.0.1:80"), Proto: 6}
-	for i := range 3*maxTranslated + 10 {
-		sent := opened
-		sent.Dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 8080)
-		c.keep(translation{opened, sent})
-		if got, ok := c.openedAs(sent); !ok || got != opened {
-			t.Fatalf("connection %d: got %s, known %v, want %s", i, got, ok, opened)
+// TestTranslationsAreKnown, of connections of every kind that began before anybody
+// followed, and after.
+func TestTranslationsAreKnown(t *testing.T) {
+	ns := translating(t)
+	for _, a := range []string{"10.0.0.2:8080", "192.0.2.1:8080", "[fd00::2]:8080"} {
+		var l net.Listener
+		in(t, ns, func(*netlink.Handle) (err error) { l, err = net.Listen("tcp", a); return err })
+		defer l.Close()
+	}
+	var c *conntrack
+	for _, when := range []string{"before anybody follows", "after"} {
+		for _, x := range []struct{ network, to, sent, as string }{
+			{"tcp4", "10.96.0.1:80", "10.0.0.2:8080", ""},
+			{"udp4", "10.96.0.1:80", "10.0.0.2:8080", ""},
+			{"tcp6", "[fd00:96::1]:80", "[fd00::2]:8080", ""},
+			{"udp6", "[fd00:96::1]:80", "[fd00::2]:8080", ""},
+			{"tcp4", "10.96.0.2:80", "10.0.0.2:8080", "10.0.0.3"},
+			{"udp4", "192.0.2.1:8080", "192.0.2.1:8080", "10.0.0.3"},
+		} {
+			first := time.Now().UnixNano()
+			k := reaches(t, ns, x.network, x.to)
+			if c == nil {
+				c = following(t, ns)
+			}
+			soonEnough(t, 5*time.Second, fmt.Sprintf("known where %s is sent, %s", k, when), func() bool {
+				now := time.Now().UnixNano()
+				to, ok := c.find(anywhere, k, first, now)
+				if !ok {
+					return false
+				}
+				if to.Opened != k || to.Sent.Dst.String() != x.sent || x.as == "" && to.Sent.Src != k.Src || x.as != "" && to.Sent.Src.Addr().String() != x.as {
+					t.Fatalf("%s: got %+v, want sent to %s as %q", k, to, x.sent, x.as)
+				}
+				for _, as := range []flows.Key{k.Reverse(), to.Sent, to.Sent.Reverse(), {Src: k.Dst, Dst: k.Src, Proto: k.Proto}} {
+					if got, ok := c.find(anywhere, as, first, now); !ok || got != to {
+						t.Errorf("%s as %s: got %+v, %v, want %+v", k, as, got, ok, to)
+					}
+				}
+				if got, ok := c.find(func(uint64) bool { return false }, k, first, now); ok {
+					t.Errorf("%s, of no namespace that is asked for: got %+v", k, got)
+				}
+				return true
+			})
 		}
 	}
-	if n := len(c.now.from) + len(c.old.from); n > 2*maxTranslated {
-		t.Errorf("%d are remembered, want at most %d", n, 2*maxTranslated)
-	}
-}
-
-// Who has the addresses and ports of a connection that was sent elsewhere, and is
-// not, is taken for no Service's.
-func TestConnectionThatIsNotSentElsewhereIsNotTakenForAFormerOne(t *testing.T) {
-	opened := tracked("10.0.0.1:4000", "10.96.0.1:80", "10.0.0.2:8080")
-	direct := tracked("10.0.0.1:4000", "10.0.0.2:8080", "10.0.0.2:8080")
-	c := newConntrack(quiet())
-	for _, older := range []bool{false, true} {
-		if _, err := c.take(message(opened)); err != nil {
-			t.Fatal(err)
-		}
-		k := flows.Key{Src: netip.MustParseAddrPort("10.0.0.1:4000"), Dst: netip.MustParseAddrPort("10.0.0.2:8080"), Proto: 6}
-		if _, ok := c.openedAs(k); !ok {
-			t.Fatal("the translated one is not known")
-		}
-		if older {
-			c.now, c.old = newTranslations(), c.now
-		}
-		if _, err := c.take(message(direct)); err != nil {
-			t.Fatal(err)
-		}
-		if as, ok := c.openedAs(k); ok {
-			t.Errorf("in the older generation %v: taken for %s, want for itself", older, as)
-		}
+	if s := c.state(); s.Err != "" || s.Known < 12 {
+		t.Errorf("status: got %+v, want at least 12 and no error", s)
 	}
 }
 
-// message is body as the kernel tells of a new connection.
-func message(body []byte) []byte {
+// A namespace that has gone is not followed any more.
+func TestConnectionTrackingOfANamespaceThatGoesIsLetGo(t *testing.T) {
+	ns := translating(t)
+	ino, err := inodeOf(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spaces := []*Space{{Netns: cookieOf(t, ns), Path: ns, ino: ino}}
+	c := newConntrack(quiet(), func() []*Space { return spaces })
+	c.follow(time.Now())
+	if len(c.trackers) != 1 || c.trackers[0].fd < 0 || c.trackers[0].err != nil {
+		t.Fatalf("got %+v, want one that is open", c.trackers)
+	}
+	one := c.trackers[0]
+	spaces = nil
+	if c.follow(time.Now()); len(c.trackers) != 0 || len(*c.known.Load()) != 0 || one.fd != -1 {
+		t.Errorf("got %d, %d known, descriptor %d, want none", len(c.trackers), len(*c.known.Load()), one.fd)
+	}
+}
+
+// message is body as the kernel tells of a connection.
+func message(body []byte, kind, flags uint16) []byte {
 	m := native.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body)))
-	m = native.AppendUint16(m, unix.NFNL_SUBSYS_CTNETLINK<<8)
+	m = native.AppendUint16(m, unix.NFNL_SUBSYS_CTNETLINK<<8|kind)
+	m = native.AppendUint16(m, flags)
 	return append(append(m, make([]byte, unix.SizeofNlMsghdr-len(m))...), body...)
 }
 
 // tracked is what the kernel says of a connection from src to dst, sent to where.
-func tracked(src, dst, where string) []byte {
+func tracked(src, dst, where string, zone uint16) []byte {
+	attr := func(kind uint16, v []byte) []byte {
+		m := native.AppendUint16(native.AppendUint16(nil, uint16(4+len(v))), kind)
+		return append(append(m, v...), make([]byte, -len(v)&3)...)
+	}
 	tuple := func(kind uint16, src, dst string) []byte {
-		attr := func(kind uint16, v []byte) []byte {
-			m := native.AppendUint16(native.AppendUint16(nil, uint16(4+len(v))), kind)
-			return append(append(m, v...), make([]byte, -len(v)&3)...)
-		}
 		s, d := netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)
 		port := func(p uint16) []byte { return []byte{byte(p >> 8), byte(p)} }
 		ips := append(attr(1, s.Addr().AsSlice()), attr(2, d.Addr().AsSlice())...)
 		proto := append(append(attr(ctaProtoNum, []byte{6}), attr(ctaSrcPort, port(s.Port()))...), attr(ctaDstPort, port(d.Port()))...)
 		return attr(kind|unix.NLA_F_NESTED, append(attr(ctaIP|unix.NLA_F_NESTED, ips), attr(ctaProto|unix.NLA_F_NESTED, proto)...))
 	}
-	return append([]byte{2, 0, 0, 0}, append(tuple(ctaOrig, src, dst), tuple(ctaReply, where, src)...)...)
+	m := append([]byte{2, 0, 0, 0}, append(tuple(ctaOrig, src, dst), tuple(ctaReply, where, src)...)...)
+	if zone != 0 {
+		m = append(m, attr(ctaZone, binary.BigEndian.AppendUint16(nil, zone))...)
+	}
+	return m
 }
 
 func FuzzTracked(f *testing.F) {
-	seed := tracked("10.0.0.1:4000", "10.96.0.1:80", "10.0.0.2:8080")
-	if t, ok := parseTracked(seed); !ok || t.sent.Dst.String() != "10.0.0.2:8080" {
-		f.Fatalf("seed: got %+v, %v", t, ok)
+	seed := tracked("10.0.0.1:4000", "10.96.0.1:80", "10.0.0.2:8080", 7)
+	if t, zone, ok := parseTracked(seed); !ok || zone != 7 || t.Sent.Dst.String() != "10.0.0.2:8080" {
+		f.Fatalf("seed: got %+v, zone %d, %v", t, zone, ok)
 	}
 	f.Add(seed)
 	f.Fuzz(func(t *testing.T, m []byte) {
-		if got, ok := parseTracked(m); ok && (!got.opened.Dst.IsValid() || got.opened.Dst == got.sent.Dst) {
+		if got, _, ok := parseTracked(m); ok && (!got.Opened.Dst.IsValid() || got.Opened == got.Sent) {
 			t.Errorf("got %+v", got)
 		}
 	})

@@ -55,7 +55,6 @@ type kubernetes struct {
 
 	backends atomic.Pointer[map[backend][]*flowsService]
 	stale    chan struct{} // backends are to be made anew
-	nat      *conntrack
 	kinds    []*kubeKind
 	health
 }
@@ -94,7 +93,7 @@ func newKubernetes(log *slog.Logger, r *Resolver, space func() uint64, told func
 		log: log, resolver: r, told: told, space: space,
 		pods: map[string]*kubePod{}, names: map[podName]string{}, nodes: map[string]*kubeNode{}, owners: map[string]kubeOwner{},
 		services: map[string]*kubeService{}, slices: map[string]*kubeSlice{}, strings: interner{},
-		stale: make(chan struct{}, 1), nat: newConntrack(log), health: health{name: "kubernetes"},
+		stale: make(chan struct{}, 1), health: health{name: "kubernetes"},
 	}
 	k.backends.Store(&map[backend][]*flowsService{})
 	return k
@@ -161,7 +160,6 @@ func (k *kubernetes) run(ctx context.Context, config *rest.Config) error {
 	follow(ctx, &wg, k, "services", typed(core, "services"), &corev1.Service{}, stripService, k.keepService, k.dropService)
 	follow(ctx, &wg, k, "endpointslices", typed(discovery, "endpointslices"), &discoveryv1.EndpointSlice{}, stripSlice, k.keepSlice, k.dropSlice)
 	wg.Go(func() { k.makeBackends(ctx) })
-	wg.Go(func() { k.nat.run(ctx) })
 	wg.Wait()
 	return nil
 }
@@ -347,7 +345,7 @@ func (k *kubernetes) statuses() []SourceStatus {
 		}
 		all = append(all, s)
 	}
-	return append(all, k.nat.status(int(k.nat.count.Load())))
+	return all
 }
 
 // interner keeps one of each of the few strings that many objects have.

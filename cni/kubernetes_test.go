@@ -82,7 +82,7 @@ func TestServiceOfABackendIsAsSureAsItsEvidence(t *testing.T) {
 	const own, foreign = 1, 2
 	r := NewResolver()
 	k := newKubernetes(quiet(), r, func() uint64 { return own }, func() {})
-	c := &Census{topology: func() *Topology { return &Topology{} }, resolver: r, kube: k}
+	c := &Census{topology: func() *Topology { return &Topology{} }, resolver: r, kube: k, nat: newConntrack(quiet(), nil)}
 	pod := &flows.Entity{Pod: "web-1", Namespace: "shop", Confidence: 95, Why: "the API server's word"}
 	direct := tracking("10.0.0.1:4000", "10.0.0.2:8080")
 	began := time.Now().Add(-time.Hour).UnixNano()
@@ -97,7 +97,10 @@ func TestServiceOfABackendIsAsSureAsItsEvidence(t *testing.T) {
 	})
 	go k.makeBackends(t.Context())
 	soonEnough(t, 5*time.Second, "the backend is known", func() bool { return len(k.backendsNow()) == 1 })
-	k.nat.keep(translation{tracking("10.0.0.1:4000", "10.96.0.1:80"), direct})
+	nat := &tracker{space: own, translations: newTranslations()}
+	nat.add(flows.Translation{Opened: tracking("10.0.0.1:4000", "10.96.0.1:80"), Sent: direct}, 0, began, 1, true)
+	nat.complete(1, began)
+	c.nat.known.Store(&[]*tracker{nat})
 	for name, want := range map[string]struct {
 		src   string
 		space uint64

@@ -8,44 +8,54 @@ import (
 	"weft/flows"
 )
 
-// service adds the Service that the connection was opened to, if who is a pod, or the
-// pod that it was sent to, if who is a Service or a node with a port of one: both views
-// of it then say both.
+// Translation implements [flows.Translations] by the connection tracking of those
+// namespaces that are in the domain of scope.
+func (c *Census) Translation(scope flows.Scope, k flows.Key, first, last int64) (flows.Translation, bool) {
+	if c.nat == nil {
+		return flows.Translation{}, false
+	}
+	domain := c.resolver.domain(scope.Netns)
+	return c.nat.find(func(space uint64) bool { return c.resolver.domain(space) == domain }, k, first, last)
+}
+
+// translation is that of a record's connection. One whose views are kept apart may be any
+// of them.
+func (c *Census) translation(r *flows.Record) (flows.Translation, bool) {
+	if r.NAT != nil {
+		return flows.Translation{Opened: r.SocketKey(true), Sent: r.SocketKey(false).Reverse()}, true
+	}
+	return c.Translation(r.Scope, r.Key, r.Start.UnixNano(), r.End.UnixNano())
+}
+
+// service adds the Service that the connection was opened to, if who is where it was sent
+// to, or the pod that it was sent to, if who is a Service or a node with a port of one.
 func (c *Census) service(r *flows.Record, who *flows.Entity) *flows.Entity {
-	dst := r.Key.Dst
-	switch {
-	case who.Pod != "":
-		if opened, ok := c.openedAs(r); ok {
-			if s := c.serviceAt(r, opened.Dst); s != nil {
-				return c.serving(who, s, false)
-			}
-		}
-		return c.serving(who, c.kube.serviceOf(backend{dst.Addr().Unmap(), dst.Port(), r.Key.Proto}), true)
-	case who.Service != "" || who.Node != "":
-		s := c.serviceAt(r, dst)
+	to, translated := c.translation(r)
+	var s *flowsService
+	if translated && to.Opened.Dst != to.Sent.Dst {
+		s = c.serviceAt(r, to.Opened.Dst)
+	}
+	switch dst := r.Key.Dst; {
+	case who == nil:
 		if s == nil {
-			return who
+			return nil
 		}
-		if to, ok := c.kube.nat.sentTo(r.Key); ok && c.tracked(r) {
-			if pod, _ := c.resolver.find(r.Scope, to.Addr(), r.Start.UnixNano(), nil); pod != nil && pod.Pod != "" && pod.Namespace == s.namespace {
-				return c.serving(pod, s, false)
-			}
+		e, _ := c.resolver.find(r.Scope, to.Opened.Dst.Addr(), r.Start.UnixNano(), nil)
+		return c.serving(e, s, false)
+	case s != nil && dst == to.Opened.Dst: // the view before the translation, by itself
+		pod, _ := c.resolver.find(r.Scope, to.Sent.Dst.Addr(), r.Start.UnixNano(), nil)
+		if pod != nil && pod.Pod != "" && pod.Namespace == s.namespace {
+			who = pod
 		}
 		return c.serving(who, s, false)
+	case s != nil:
+		return c.serving(who, s, false)
+	case who.Pod != "":
+		return c.serving(who, c.kube.serviceOf(backend{dst.Addr().Unmap(), dst.Port(), r.Key.Proto}), true)
+	case who.Service != "" || who.Node != "":
+		return c.serving(who, c.serviceAt(r, dst), false)
 	}
 	return who
-}
-
-// tracked: the record is of where the agent's own connection tracking is. What is
-// elsewhere may have the same addresses and ports.
-func (c *Census) tracked(r *flows.Record) bool {
-	return c.resolver.domain(r.Scope.Netns) == c.resolver.domain(c.kube.space())
-}
-
-// openedAs is the connection of a record as it was opened, where it is sent elsewhere.
-func (c *Census) openedAs(r *flows.Record) (flows.Key, bool) {
-	opened, ok := c.kube.nat.openedAs(r.Key)
-	return opened, ok && c.tracked(r)
 }
 
 // serviceAt is the Service that has the address to, or that port of the node which has
@@ -66,11 +76,11 @@ func (c *Census) serviceAt(r *flows.Record, to netip.AddrPort) *flowsService {
 // opener is who opened a connection whose source the kernel has replaced by an address
 // of the node's, as it does for the port of a node; who: there is no such thing.
 func (c *Census) opener(r *flows.Record, who *flows.Entity) *flows.Entity {
-	opened, ok := c.openedAs(r)
-	if !ok || opened.Src.Addr() == r.Key.Src.Addr() {
+	to, ok := c.translation(r)
+	if !ok || to.Opened.Src.Addr() == r.Key.Src.Addr() {
 		return who
 	}
-	if e, _ := c.resolver.find(r.Scope, opened.Src.Addr(), r.Start.UnixNano(), nil); e != nil {
+	if e, _ := c.resolver.find(r.Scope, to.Opened.Src.Addr(), r.Start.UnixNano(), nil); e != nil {
 		return e
 	}
 	return who

@@ -252,10 +252,8 @@ func (s *sockets) openerOf(ids []socketID) *opener {
 // end, at some time from start to end; connected: the very socket was seen. nil: not
 // known.
 func (s *sockets) find(space uint64, r *flows.Record, source bool) (who *opener, connected bool) {
-	k := socketKey{space: space, proto: r.Key.Proto, local: endOf(r.Key.Src), remote: endOf(r.Key.Dst)}
-	if !source {
-		k.local, k.remote = k.remote, k.local
-	}
+	own := r.SocketKey(source)
+	k := socketKey{space: space, proto: own.Proto, local: endOf(own.Src), remote: endOf(own.Dst)}
 	if k.proto != flows.ProtoTCP && k.proto != flows.ProtoUDP || r.Fragment || k.local.port == 0 {
 		return nil, false
 	}

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"weft/flows"
+)
+
+// Bounds of what is remembered of translated connections.
+const (
+	// maxTranslated is of one network namespace: some 400 bytes each. At the bound one
+	// that has ended makes room, or else one that has stood for long.
+	maxTranslated = 65536
+	// maxSamePorts is how many translations are remembered of the same addresses and ports.
+	maxSamePorts = 4
+)
+
+// lag is by how much later than the packet that made it the word of a translation is
+// believed to come. What passed that long before the end of one may be the next one's.
+const lag = int64(1e9) // ns
+
+// translations are the connections of one network namespace whose addresses the kernel
+// translates, each with the time in which it did. For any number of goroutines.
+type translations struct {
+	empty atomic.Bool // there has never been one
+	mu    sync.Mutex
+	all   []translated // index 0: none
+	free  []uint32
+	hand  uint32               // the next to make room
+	index map[flows.Key]uint32 // the newest with those ends, in either direction
+	// sure is until when nothing is missing, in Unix nanoseconds; never: nothing is. 0: before
+	// the first list.
+	sure int64
+}
+
+// translated is one connection.
+type translated struct {
+	flows.Translation
+	zone   uint16
+	began  times
+	ended  times     // never: it stands
+	older  [3]uint32 // the next older one with the same ends, before, between and after
+	listed uint32    // the last list that it was in
+}
+
+// times are between which two something happened, Unix nanoseconds.
+type times struct{ after, before int64 }
+
+// word is when something happened of which the word comes now.
+func word(now int64) times { return times{now - lag, now} }
+
+var stands = times{never, never}
+
+func newTranslations() *translations {
+	t := &translations{all: make([]translated, 1), index: map[flows.Key]uint32{}}
+	t.empty.Store(true)
+	return t
+}
+
+// unsided is k or its reverse, the same for both.
+func unsided(k flows.Key) flows.Key {
+	if k.Src.Compare(k.Dst) > 0 {
+		return k.Reverse()
+	}
+	return k
+}
+
+// ends are by what e is found; zero where it is by an earlier one.
+func (e *translated) ends() (all [3]flows.Key) {
+	between := flows.Key{Src: e.Opened.Src, Dst: e.Sent.Dst, Proto: e.Opened.Proto}
+	all[0], all[2] = unsided(e.Opened), unsided(e.Sent)
+	if between != e.Opened && between != e.Sent {
+		all[1] = unsided(between)
+	}
+	if all[2] == all[0] {
+		all[2] = flows.Key{}
+	}
+	return all
+}
+
+// next is the next older one than e with the same ends k.
+func (e *translated) next(k flows.Key) *uint32 {
+	for i, own := range e.ends() {
+		if own == k {
+			return &e.older[i]
+		}
+	}
+	return nil
+}
+
+// each calls f with everything that has k's ends, the newest first, until it says no.
+func (t *translations) each(k flows.Key, f func(i uint32, e *translated) bool) {
+	k = unsided(k)
+	for i := t.index[k]; i != 0; {
+		e := &t.all[i]
+		after := *e.next(k)
+		if !f(i, e) {
+			return
+		}
+		i = after
+	}
+}
+
+// find is the translation of the connection that had k's ends, in either direction, all
+// the time from first to last. false: none had, or more than one may have had.
+func (t *translations) find(k flows.Key, first, last int64) (found flows.Translation, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if last > t.sure {
+		return found, false
+	}
+	several := false
+	t.each(k, func(_ uint32, e *translated) bool {
+		if first >= e.ended.before || last < e.began.after { // certainly not
+			return true
+		}
+		several = several || ok || last > e.ended.after || first < e.began.before
+		ok, found = true, e.Translation
+		return !several
+	})
+	return found, ok && !several
+}
+
+// add notes a translation of which the word came now, from a list or with its beginning;
+// list is the number of the latest list. In one zone no two have the same ends at a time:
+// what had them has ended.
+func (t *translations) add(new flows.Translation, zone uint16, now int64, list uint32, listed bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	known, over := false, word(now)
+	began := times{over.after, over.after} // the packet that makes a translation passes before its word comes
+	switch {
+	case listed && t.sure == 0:
+		began, over = times{}, times{0, now} // what is there in the first list always was
+	case listed:
+		over = times{t.sure, now}
+		began = over
+	}
+	for _, k := range []flows.Key{new.Opened, new.Sent} {
+		n, oldest := 0, uint32(0)
+		t.each(k, func(i uint32, e *translated) bool {
+			switch {
+			case e.zone != zone || e.ended != stands:
+			case e.Translation == new:
+				known, e.listed = true, max(e.listed, list)
+			case e.Opened == new.Opened || e.Sent == new.Sent:
+				e.ended = over
+			}
+			n, oldest = n+1, i
+			return true
+		})
+		if known {
+			return
+		}
+		if n >= maxSamePorts {
+			t.drop(oldest)
+		}
+	}
+	t.empty.Store(false)
+	i := t.room()
+	e := &t.all[i]
+	*e = translated{Translation: new, zone: zone, began: began, ended: stands, listed: list}
+	for stage, k := range e.ends() {
+		if k.Src.IsValid() {
+			e.older[stage], t.index[k] = t.index[k], i
+		}
+	}
+}
+
+// end notes that a connection with that opening ended now.
+func (t *translations) end(opened flows.Key, zone uint16, now int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.each(opened, func(_ uint32, e *translated) bool {
+		if e.zone == zone && e.Opened == opened && e.ended == stands {
+			e.ended = word(now)
+		}
+		return true
+	})
+}
+
+// direct notes that a connection which is not translated has these ends now: whatever had
+// them has ended.
+func (t *translations) direct(k flows.Key, zone uint16, now int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.each(k, func(_ uint32, e *translated) bool {
+		if e.zone == zone && e.ended == stands {
+			e.ended = word(now)
+		}
+		return true
+	})
+}
+
+// lose notes that what came after at may be missing.
+func (t *translations) lose(at int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sure = min(t.sure, at)
+}
+
+// complete notes that a list has been read to its end now: what it does not have ended
+// at some time since something was lost.
+func (t *translations) complete(list uint32, now int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.all {
+		if e := &t.all[i]; e.ended == stands && e.listed < list {
+			e.ended = times{t.sure, now}
+		}
+	}
+	t.sure = never
+}
+
+// standing is how many have not ended.
+func (t *translations) standing() (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.all {
+		if e := &t.all[i]; e.ended == stands && e.Opened.Src.IsValid() {
+			n++
+		}
+	}
+	return n
+}
+
+// room is a place for one more.
+func (t *translations) room() uint32 {
+	switch n := len(t.free); {
+	case n > 0:
+		i := t.free[n-1]
+		t.free = t.free[:n-1]
+		return i
+	case len(t.all) <= maxTranslated:
+		t.all = append(t.all, translated{})
+		return uint32(len(t.all) - 1)
+	}
+	victim := uint32(0)
+	for range 64 { // among so many, the first that has ended
+		if t.hand++; int(t.hand) >= len(t.all) {
+			t.hand = 1
+		}
+		if victim == 0 || t.all[t.hand].ended != stands {
+			victim = t.hand
+		}
+		if t.all[victim].ended != stands {
+			break
+		}
+	}
+	t.drop(victim)
+	return t.room()
+}
+
+// drop forgets the translation with index i.
+func (t *translations) drop(i uint32) {
+	e := &t.all[i]
+	for stage, k := range e.ends() {
+		if !k.Src.IsValid() {
+			continue
+		}
+		if t.index[k] == i {
+			if t.index[k] = e.older[stage]; e.older[stage] == 0 {
+				delete(t.index, k)
+			}
+			continue
+		}
+		for at := t.index[k]; at != 0; {
+			link := t.all[at].next(k)
+			if *link == i {
+				*link = e.older[stage]
+				break
+			}
+			at = *link
+		}
+	}
+	*e = translated{}
+	t.free = append(t.free, i)
+}

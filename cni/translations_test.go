@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"net/netip"
+	"testing"
+
+	"weft/flows"
+)
+
+// nanos is that many seconds in nanoseconds.
+func nanos(s float64) int64 { return int64(s * 1e9) }
+
+const aClient, aService, oneBackend, otherBackend = "10.0.0.1:4000", "10.96.0.1:80", "10.0.0.2:8080", "10.0.0.3:8080"
+
+// followed has read an empty list at 1 s.
+func followed(t *testing.T) *tracker {
+	x := &tracker{translations: newTranslations(), list: 1}
+	x.complete(1, nanos(1))
+	return x
+}
+
+// hears is told of a connection at s seconds.
+func (t *tracker) hears(s float64, body []byte, kind, flags uint16) {
+	if _, err := t.take(message(body, kind, flags), nanos(s)); err != nil {
+		panic(err) // message makes whole ones
+	}
+}
+
+// TestATranslationHoldsInItsTime: what may have been before it, after it or another one
+// at the same time is not taken for it.
+func TestATranslationHoldsInItsTime(t *testing.T) {
+	one, two := tracked(aClient, aService, oneBackend, 0), tracked(aClient, aService, otherBackend, 0)
+	plain := tracked(aClient, oneBackend, oneBackend, 0)
+	toService, toOne := tracking(aClient, aService), tracking(aClient, oneBackend)
+	for _, c := range []struct {
+		name        string
+		tell        func(*tracker)
+		k           flows.Key
+		first, last float64
+		want        string // where it is sent; empty: not certain
+	}{
+		{"stands", func(x *tracker) { x.hears(10, one, 0, 0) }, toService, 9.9, 70, oneBackend},
+		{"by where it is sent", func(x *tracker) { x.hears(10, one, 0, 0) }, toOne, 9.9, 70, oneBackend},
+		{"packets long before it", func(x *tracker) { x.hears(10, one, 0, 0) }, toService, 5, 12, ""},
+		{"over", func(x *tracker) { x.hears(10, one, 0, 0); x.hears(20, one, ctDelete, 0) }, toService, 9.9, 18, oneBackend},
+		{"until its end", func(x *tracker) { x.hears(10, one, 0, 0); x.hears(20, one, ctDelete, 0) }, toService, 9.9, 19.9, ""},
+		{"after its end", func(x *tracker) { x.hears(10, one, 0, 0); x.hears(20, one, ctDelete, 0) }, toService, 20.1, 25, ""},
+		{"the next one", func(x *tracker) { x.hears(10, one, 0, 0); x.hears(20, one, ctDelete, 0); x.hears(30, two, 0, 0) }, toService, 29.9, 35, otherBackend},
+		{"the one before", func(x *tracker) { x.hears(10, one, 0, 0); x.hears(20, one, ctDelete, 0); x.hears(30, two, 0, 0) }, toService, 10, 15, oneBackend},
+		{"both", func(x *tracker) { x.hears(10, one, 0, 0); x.hears(20, one, ctDelete, 0); x.hears(30, two, 0, 0) }, toService, 10, 35, ""},
+		{"the end of the first was not told", func(x *tracker) { x.hears(10, one, 0, 0); x.hears(30, two, 0, 0) }, toService, 29.9, 35, ""},
+		{"nor that, and later", func(x *tracker) { x.hears(10, one, 0, 0); x.hears(30, two, 0, 0) }, toService, 31, 35, otherBackend},
+		{"now one that is not translated", func(x *tracker) { x.hears(10, one, 0, 0); x.hears(30, plain, 0, 0) }, toOne, 31, 35, ""},
+		{"in two zones to two", func(x *tracker) {
+			x.hears(10, one, 0, 0)
+			x.hears(10, tracked(aClient, aService, otherBackend, 9), 0, 0)
+		}, toService, 11, 12, ""},
+		{"untranslated in another zone", func(x *tracker) {
+			x.hears(10, one, 0, 0)
+			x.hears(10, tracked(aClient, oneBackend, oneBackend, 9), 0, 0)
+		}, toOne, 11, 12, oneBackend},
+		{"events are missing", func(x *tracker) { x.hears(10, one, 0, 0); x.lose(nanos(20)) }, toService, 11, 25, ""},
+		{"before they are", func(x *tracker) { x.hears(10, one, 0, 0); x.lose(nanos(20)) }, toService, 11, 19, oneBackend},
+		{"still listed then", func(x *tracker) { x.again2(one, one) }, toService, 11, 35, oneBackend},
+		{"not listed any more", func(x *tracker) { x.again2(one, nil) }, toService, 11, 25, ""},
+		{"not listed any more, before", func(x *tracker) { x.again2(one, nil) }, toService, 11, 19, oneBackend},
+		{"another one listed", func(x *tracker) { x.again2(one, two) }, toService, 25, 35, ""},
+		{"another one listed, later", func(x *tracker) { x.again2(one, two) }, toService, 31, 35, otherBackend},
+	} {
+		x := followed(t)
+		c.tell(x)
+		for _, k := range []flows.Key{c.k, c.k.Reverse()} {
+			got, ok := x.find(k, nanos(c.first), nanos(c.last))
+			if ok != (c.want != "") || ok && (got.Opened != toService || got.Sent.Dst.String() != c.want) {
+				t.Errorf("%s: got %+v, %v, want %q", c.name, got, ok, c.want)
+			}
+		}
+	}
+}
+
+// again2 hears of was, misses what comes after 20 s, and lists is at 30 s.
+func (t *tracker) again2(was, is []byte) {
+	t.hears(10, was, 0, 0)
+	t.lose(nanos(20))
+	t.list++
+	if is != nil {
+		t.hears(29, is, 0, 2) // NLM_F_MULTI
+	}
+	t.complete(t.list, nanos(30))
+}
+
+func TestWhatIsListedFirstWasAlways(t *testing.T) {
+	x := &tracker{translations: newTranslations(), list: 1}
+	x.hears(100, tracked(aClient, aService, oneBackend, 0), 0, 2)
+	if _, ok := x.find(tracking(aClient, aService), nanos(1), nanos(2)); ok {
+		t.Error("before the list is read: got an answer, want none")
+	}
+	x.complete(1, nanos(101))
+	if to, ok := x.find(tracking(aClient, aService), nanos(1), nanos(102)); !ok || to.Sent.Dst.String() != oneBackend {
+		t.Errorf("got %+v, %v, want %s", to, ok, oneBackend)
+	}
+}
+
+// TestTranslationsAreBounded, in all and of the same ports; those that have ended go first.
+func TestTranslationsAreBounded(t *testing.T) {
+	x := followed(t)
+	at := func(i int) flows.Translation {
+		o := tracking(aClient, aService)
+		o.Src = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 4000)
+		return flows.Translation{Opened: o, Sent: flows.Key{Src: o.Src, Dst: netip.MustParseAddrPort(oneBackend), Proto: o.Proto}}
+	}
+	for i := range 2*maxTranslated + 10 {
+		x.add(at(i), 0, nanos(10), 1, false)
+		if _, ok := x.find(at(i).Sent, nanos(10), nanos(20)); !ok {
+			t.Fatalf("connection %d is not known", i)
+		}
+		if i != 7 {
+			x.end(at(i).Opened, 0, nanos(30))
+		}
+	}
+	if n, ends := len(x.all), len(x.index); n > maxTranslated+1 || ends > 2*maxTranslated {
+		t.Errorf("%d are remembered by %d ends, want at most %d by %d", n-1, ends, maxTranslated, 2*maxTranslated)
+	}
+	if _, ok := x.find(at(7).Opened, nanos(10), nanos(100)); !ok || x.standing() != 1 {
+		t.Errorf("the one that stands: known %v, %d stand, want it and no other", ok, x.standing())
+	}
+
+	x = followed(t)
+	for i := range 1000 { // ports that are used again for ever other backends
+		to := at(0)
+		to.Sent.Dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 8080)
+		x.add(to, 0, nanos(float64(10*i)), 1, false)
+		if got, ok := x.find(to.Opened, nanos(float64(10*i)), nanos(float64(10*i+5))); !ok || got != to {
+			t.Fatalf("connection %d: got %+v, %v", i, got, ok)
+		}
+		if got, ok := x.find(to.Sent, nanos(float64(10*i)), nanos(float64(10*i+5))); !ok || got != to {
+			t.Fatalf("connection %d by where it is sent: got %+v, %v, want %+v", i, got, ok, to)
+		}
+	}
+	if n := len(x.all) - 1; n > maxSamePorts+1 {
+		t.Errorf("%d are remembered, want at most %d", n, maxSamePorts+1)
+	}
+}
+
+func BenchmarkTranslation(b *testing.B) {
+	x := &tracker{translations: newTranslations()}
+	x.complete(1, nanos(1))
+	var keys []flows.Key
+	for i := range 20_000 {
+		o := tracking(aClient, aService)
+		o.Src = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 4000)
+		x.add(flows.Translation{Opened: o, Sent: flows.Key{Src: o.Src, Dst: netip.MustParseAddrPort(oneBackend), Proto: o.Proto}}, 0, nanos(10), 1, false)
+		keys = append(keys, o)
+	}
+	for name, port := range map[string]uint16{"known": 4000, "unknown": 4001} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				k := keys[i%len(keys)]
+				k.Src = netip.AddrPortFrom(k.Src.Addr(), port)
+				if _, ok := x.find(k, nanos(10), nanos(20)); ok != (port == 4000) {
+					b.Fatalf("%s: got %v", k, ok)
+				}
+				i += 7
+			}
+		})
+	}
+}
