@@ -111,6 +111,9 @@ func (a *agent) open() error {
 		return err
 	}
 	cfg.Table.Places = plane
+	if a.census != nil {
+		cfg.Table.Translations = a.census
+	}
 	a.table = flows.NewTable(cfg.Table)
 	if a.out != nil {
 		f := &exporter.Formatter{Format: exporter.Compact, Color: terminal(a.out.out)}

@@ -75,6 +75,7 @@ var keys = slices.Concat([]key{
 	duration("flows.idle_timeout", func(c *Config) *time.Duration { return &c.Table.IdleTimeout }, 100*time.Millisecond, 24*time.Hour),
 	number("flows.table", func(c *Config) *int { return &c.Dataplane.Slots }, 256, 1<<24),
 	number("flows.conversations", func(c *Config) *int { return &c.Table.MaxConversations }, 1024, 1<<26),
+	word("flows.join", func(c *Config) *bool { return &c.Table.Apart }, choice[bool]{"on", false}, choice[bool]{"off", true}),
 	number("flows.store", func(c *Config) *int { return &c.Store }, 1, 1<<24),
 
 	autoOff("cni.kubernetes", func(c *Config) *bool { return &c.CNI.kubernetes }),

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -151,7 +152,8 @@ type kubeEnd struct{ Addr, Namespace, Pod, Workload, Service, Node, Zone string 
 type kubeRecord struct {
 	id       string
 	port     int
-	answered bool // both directions of a connection are in it
+	opened   string // where it was opened to, if that is not the destination
+	answered bool   // both directions of a connection are in it
 	src, dst kubeEnd
 }
 
@@ -175,8 +177,12 @@ func parseKubeRecord(t *testing.T, line string) kubeRecord {
 	}
 	port, _ := all["destination.port"].(float64)
 	back, _ := all["reverse.packets"].(float64)
+	opened := ""
+	if vip := text("weft.destination.nat.address"); vip != "" {
+		opened = fmt.Sprintf("%s port %v", vip, all["weft.destination.nat.port"])
+	}
 	answered := back > 0 && text("weft.tcp.failure") != "refused"
-	return kubeRecord{text("weft.connection.id"), int(port), answered, end("source"), end("destination")}
+	return kubeRecord{text("weft.connection.id"), int(port), opened, answered, end("source"), end("destination")}
 }
 
 // pods are what every end of one of them must say, by address.
@@ -285,7 +291,7 @@ func (c *cluster) everyPath(t *testing.T, clients, servers []kubeEnd, vip, nodeP
 	sent := 2 * (len(servers) + 8 + 1)
 	var w waiter
 	w.until(t, "every connection has its records", func() error {
-		views := map[string]map[string]bool{} // by connection: where it was seen to go
+		views := map[string]map[string][]kubeRecord{} // by connection and node
 		for _, n := range []string{"n1", "n2"} {
 			for _, p := range []string{"80", "8080", nodePort} {
 				text, err := c.flowctl(n, "observe", "--protocol", "tcp", "--to-port", p, "--since", time.Since(began).String(), "-o", "jsonl")
@@ -297,13 +303,16 @@ func (c *cluster) everyPath(t *testing.T, clients, servers []kubeEnd, vip, nodeP
 					if err := whole(n, line, r, ends); err != nil {
 						t.Fatal(err) // what is told wrong stays so
 					}
-					if r.id == "" { // a drain came between the two directions: the rest follows
+					if r.port != 80 {
+						t.Fatalf("on %s: a record of what a connection to a Service was opened to, and not of where it went: %s", n, line)
+					}
+					if r.id == "" || p != "80" { // without: a drain came between the two directions, and the rest follows
 						continue
 					}
 					if views[r.id] == nil {
-						views[r.id] = map[string]bool{}
+						views[r.id] = map[string][]kubeRecord{}
 					}
-					views[r.id][fmt.Sprintf("%s port %d as %s", r.dst.Addr, r.port, r.dst.Pod)] = true
+					views[r.id][n] = append(views[r.id][n], r)
 				}
 			}
 		}
@@ -314,30 +323,31 @@ func (c *cluster) everyPath(t *testing.T, clients, servers []kubeEnd, vip, nodeP
 	})
 }
 
-// joined is that what was opened to a Service was seen at its backend too, as the same.
-func joined(views map[string]map[string]bool, vip string, nodePort int) error {
+// joined is that every connection has one record on each node that saw it, and on the
+// client's what it was opened to, if that is a Service.
+func joined(views map[string]map[string][]kubeRecord, vip string, nodePort int) error {
 	toService := map[string]int{}
-	for id, seen := range views {
-		pods, before := map[string]bool{}, ""
-		for v := range seen {
-			where, pod, _ := strings.Cut(v, " as ")
-			pods[pod] = true
-			if strings.HasPrefix(where, vip+" ") || strings.HasSuffix(where, fmt.Sprintf(" %d", nodePort)) {
-				before = where
+	for id, nodes := range views {
+		pod := ""
+		for n, seen := range nodes {
+			if len(seen) != 1 {
+				return fmt.Errorf("connection %s: on %s %d records, want 1: %+v", id, n, len(seen), seen)
+			}
+			r := seen[0]
+			if pod == "" {
+				pod = r.dst.Pod
+			}
+			if r.dst.Pod != pod || r.opened != "" && r.src.Node != n {
+				return fmt.Errorf("connection %s: got %+v, want one pod, and the Service's address on the client's node alone", id, nodes)
+			}
+			if r.opened != "" {
+				toService[r.opened]++
 			}
 		}
-		if len(pods) != 1 {
-			return fmt.Errorf("connection %s: got %v, want one pod in every view", id, seen)
-		}
-		if before != "" && len(seen) != 2 {
-			return fmt.Errorf("connection %s: got %v, want both views", id, seen)
-		}
-		if before != "" {
-			toService[before]++
-		}
 	}
-	if len(toService) != 3 || toService[vip+" port 8080"] != 16 {
-		return fmt.Errorf("through Services: got %v, want 16 by %s and one by the port of each node", toService, vip)
+	port := fmt.Sprintf(" port %d", nodePort)
+	if want := map[string]int{vip + " port 8080": 16, "10.240.0.11" + port: 1, "10.240.0.12" + port: 1}; !maps.Equal(toService, want) {
+		return fmt.Errorf("through Services: got %v, want %v", toService, want)
 	}
 	return nil
 }

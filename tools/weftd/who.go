@@ -19,7 +19,7 @@ func (a *agent) openCensus() {
 	c := a.cfg.CNI
 	a.census = cni.OpenCensus(a.mirror.Topology, cni.CensusOptions{
 		Log: a.log, Node: c.node, Containers: c.containers, Runtimes: c.runtimes, Results: c.results, Leases: c.leases,
-		Processes: c.processes, Kubernetes: c.kubernetes, Kubeconfig: c.kubeconfig,
+		Processes: c.processes, Conntrack: c.kubernetes || !a.cfg.Table.Apart, Tracked: a.cfg.Dataplane.Netns, Kubernetes: c.kubernetes, Kubeconfig: c.kubeconfig,
 	})
 }
 
