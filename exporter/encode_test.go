@@ -60,6 +60,8 @@ func fillAny(r *rand.Rand, v reflect.Value, depth int) {
 		v.SetInt(r.Int64() >> r.IntN(63))
 	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		v.SetUint(r.Uint64() >> r.IntN(64) & (1<<v.Type().Bits() - 1))
+	case reflect.Float64: // a rate
+		v.SetFloat(r.Float64())
 	case reflect.String:
 		v.SetString(texts[r.IntN(len(texts))])
 	case reflect.Pointer:

@@ -55,6 +55,7 @@ const (
 	nameDSCP            = "weft.ip.dscp"
 	nameStart           = "weft.flow.start_unix_nano" // OTLP; JSON has start
 	nameHops            = "weft.flow.hops"            // OTLP; JSON has hops
+	nameSamplingRate    = "weft.sampling.rate"        // absent: 1
 	nameReason          = "weft.ledger.reason"
 	nameSink            = "weft.ledger.sink"
 )
@@ -179,10 +180,10 @@ func appendMeasured(dst []slog.Attr, w *words, r *flows.Record) []slog.Attr {
 	if r.Initiator != 0 {
 		str(nameInitiator, r.Initiator.String())
 	}
-	if !r.Fragment { // without ports the identifier would be another conversation's
-		str(nameCommunityID, w.community(r.Key))
-	} else {
+	if r.Fragment {
 		dst = append(dst, slog.Bool(nameFragment, true))
+	} else if !r.Redacted { // of other ports or addresses the identifier would be another conversation's
+		str(nameCommunityID, w.community(r.Key))
 	}
 	if r.ConnectionID != 0 {
 		str(nameConnection, w.hex(r.ConnectionID))
@@ -204,6 +205,9 @@ func appendMeasured(dst []slog.Attr, w *words, r *flows.Record) []slog.Attr {
 	str(nameReverseTCPFlags, flows.FlagNames(r.ReverseTCPFlags))
 	if r.Packets > 0 {
 		number(nameDSCP, uint64(r.DSCP))
+	}
+	if r.SamplingRate != 0 {
+		dst = append(dst, slog.Float64(nameSamplingRate, r.SamplingRate))
 	}
 	return appendHealth(dst, r)
 }

@@ -53,6 +53,8 @@ type OTLPConfig struct {
 	Queue    int           // records that may wait in memory; 0: [DefaultQueue]
 	Spool    SpoolConfig   // where requests wait on disk
 
+	Intake // which records it takes
+
 	Version string              // service.version
 	Getenv  func(string) string // nil: os.Getenv
 	Log     *slog.Logger        // one line per change of state; nil: none
@@ -163,6 +165,7 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 		queue: newQueue(cmp.Or(c.Name, "otlp"), c.Queue), encoder: newEncoder(resource, c.Version, time.Now()),
 		flush: cmp.Or(c.Flush, time.Second), finish: cmp.Or(c.Finish, DefaultFinish), stop: make(chan struct{}),
 	}
+	o.queue.intake = c.Intake
 	o.descs = newOTLPDescs(o.Name())
 	if o.logEncoder, err = NewLogEncoder(resource, c.Version); err != nil {
 		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)

@@ -159,5 +159,9 @@ func (s *sums) records(l *flows.Ledger) {
 			add("lost", "Flow records that a sink lost, by reason.", true, a.Lost[reason], sink,
 				keyValue(slog.String(nameReason, reason)))
 		}
+		for _, reason := range slices.Sorted(maps.Keys(a.LeftOut)) {
+			add("left_out", "Flow records that were not for a sink as it is configured, by reason.", true, a.LeftOut[reason], sink,
+				keyValue(slog.String(nameReason, reason)))
+		}
 	}
 }

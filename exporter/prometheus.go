@@ -21,7 +21,7 @@ type ledgerCollector struct {
 	skipped             [2]*prometheus.Desc
 	unaccounted         [2]*prometheus.Desc
 	made, offered, acks *prometheus.Desc
-	waiting, lost       *prometheus.Desc
+	waiting, lost, left *prometheus.Desc
 	at, goneUnbalanced  *prometheus.Desc
 }
 
@@ -47,6 +47,7 @@ func NewLedgerCollector(ledger func() flows.Ledger) prometheus.Collector {
 		acks:           records("acknowledged_total", "Flow records that a sink's receiver said it has.", "sink"),
 		waiting:        records("waiting", "Flow records queued or in flight in a sink.", "sink"),
 		lost:           records("lost_total", "Flow records that a sink lost, by reason.", "sink", "reason"),
+		left:           records("left_out_total", "Flow records that were not for a sink as it is configured, by reason.", "sink", "reason"),
 		goneUnbalanced: prometheus.NewDesc("weft_ledger_gone_unbalanced_total", helpGoneUnbalanced, nil, nil),
 		at: prometheus.NewDesc("weft_ledger_timestamp_seconds",
 			"When the ledger was drawn up, Unix time.", nil, nil),
@@ -67,7 +68,7 @@ func (c *ledgerCollector) Describe(ch chan<- *prometheus.Desc) {
 		ch <- d[0]
 		ch <- d[1]
 	}
-	for _, d := range []*prometheus.Desc{c.made, c.offered, c.acks, c.waiting, c.lost, c.at, c.goneUnbalanced} {
+	for _, d := range []*prometheus.Desc{c.made, c.offered, c.acks, c.waiting, c.lost, c.left, c.at, c.goneUnbalanced} {
 		ch <- d
 	}
 }
@@ -108,6 +109,9 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 		send(c.waiting, prometheus.GaugeValue, s.Waiting, s.Name)
 		for _, reason := range slices.Sorted(maps.Keys(s.Lost)) {
 			send(c.lost, prometheus.CounterValue, s.Lost[reason], s.Name, reason)
+		}
+		for _, reason := range slices.Sorted(maps.Keys(s.LeftOut)) {
+			send(c.left, prometheus.CounterValue, s.LeftOut[reason], s.Name, reason)
 		}
 	}
 }

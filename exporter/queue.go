@@ -16,7 +16,7 @@ const DefaultQueue = 65536
 // queue holds the records that wait for one worker, and the account of all that
 // were ever offered. A record is waiting from put until settle says what became
 // of it, so at every instant
-// Offered = Acknowledged + Waiting + sum(Lost).
+// Offered = Acknowledged + Waiting + sum(Lost) + sum(LeftOut).
 //
 // It is bounded by limit records, those in the worker's hands included; what is
 // over it is Lost["queue_full"]. It keeps the slices it was given and writes to
@@ -24,6 +24,7 @@ const DefaultQueue = 65536
 type queue struct {
 	mu                sync.Mutex
 	limit             uint64
+	intake            Intake // set before the first put
 	waiting           [][]flows.Record
 	parked            uint64 // of account.Waiting: on disk, beyond limit
 	account           flows.SinkAccount
@@ -42,15 +43,22 @@ func newQueue(name string, limit int) *queue {
 	}
 }
 
-// put queues records, or counts them lost: "queue_full", or "shutdown" after close.
+// put queues the records that the intake takes, or counts them lost: "queue_full", or
+// "shutdown" after close.
 func (q *queue) put(records []flows.Record) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
 	if len(records) == 0 {
 		return
 	}
+	records, filtered, sampled := q.intake.choose(records)
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	n := uint64(len(records))
-	q.account.Offered += n
+	q.account.Offered += n + filtered + sampled
+	q.leaveOut(leftFiltered, filtered)
+	q.leaveOut(leftSampled, sampled)
+	if n == 0 {
+		return
+	}
 	if q.closed {
 		q.account.Lost["shutdown"] += n
 		return
@@ -64,6 +72,16 @@ func (q *queue) put(records []flows.Record) {
 		q.account.Waiting += n
 		q.wake()
 	}
+}
+
+func (q *queue) leaveOut(reason string, n uint64) {
+	if n == 0 {
+		return
+	}
+	if q.account.LeftOut == nil {
+		q.account.LeftOut = map[string]uint64{}
+	}
+	q.account.LeftOut[reason] += n
 }
 
 // next waits for records and removes up to most from the front; they go on
@@ -181,6 +199,6 @@ func (q *queue) snapshot() flows.SinkAccount {
 }
 
 func cloneAccount(a flows.SinkAccount) flows.SinkAccount {
-	a.Lost = maps.Clone(a.Lost)
+	a.Lost, a.LeftOut = maps.Clone(a.Lost), maps.Clone(a.LeftOut)
 	return a
 }

@@ -41,6 +41,7 @@ func toWire(m *api.Record, r *flows.Record) {
 	}
 	m.Hops = hops
 	m.Nat = natToWire(r.NAT)
+	m.SamplingRate, m.Redacted = r.SamplingRate, r.Redacted
 	healthToWire(m, r)
 }
 
@@ -90,6 +91,7 @@ func fromWire(m *api.Record) flows.Record {
 		Packets: m.Packets, Bytes: m.Bytes, ReversePackets: m.ReversePackets, ReverseBytes: m.ReverseBytes,
 		TCPFlags: uint8(m.TcpFlags), ReverseTCPFlags: uint8(m.ReverseTcpFlags),
 		Fragment: m.Fragment, DSCP: uint8(m.Dscp), ConnectionID: m.ConnectionId,
+		SamplingRate: m.SamplingRate, Redacted: m.Redacted,
 	}
 	if len(m.Hops) > 0 {
 		r.Hops = make([]flows.HopCount, len(m.Hops))
@@ -157,7 +159,7 @@ func PointFromWire(m *api.Point) (flows.Point, flows.Hop) {
 // AccountToWire is a sink's account as API message.
 func AccountToWire(a flows.SinkAccount) *api.SinkAccount {
 	return &api.SinkAccount{
-		Name: a.Name, Offered: a.Offered, Acknowledged: a.Acknowledged, Waiting: a.Waiting, Lost: a.Lost,
+		Name: a.Name, Offered: a.Offered, Acknowledged: a.Acknowledged, Waiting: a.Waiting, Lost: a.Lost, LeftOut: a.LeftOut,
 	}
 }
 
@@ -165,7 +167,7 @@ func AccountToWire(a flows.SinkAccount) *api.SinkAccount {
 func AccountFromWire(m *api.SinkAccount) flows.SinkAccount {
 	return flows.SinkAccount{
 		Name: m.GetName(), Offered: m.GetOffered(), Acknowledged: m.GetAcknowledged(),
-		Waiting: m.GetWaiting(), Lost: m.GetLost(),
+		Waiting: m.GetWaiting(), Lost: m.GetLost(), LeftOut: m.GetLeftOut(),
 	}
 }
 

@@ -57,6 +57,8 @@ func fill(t *testing.T, v reflect.Value, n *int64) {
 		v.SetUint(uint64(*n % 250))
 	case reflect.Int64:
 		v.SetInt(-*n)
+	case reflect.Float64:
+		v.SetFloat(0.5)
 	default:
 		t.Fatalf("a field of kind %s: teach fill about it", v.Kind())
 	}
@@ -137,6 +139,8 @@ func randomly(t *testing.T, v reflect.Value, r *rand.Rand) {
 		v.SetUint(n & (1<<v.Type().Bits() - 1))
 	case reflect.Int64:
 		v.SetInt(int64(n))
+	case reflect.Float64:
+		v.SetFloat(r.Float64())
 	default:
 		t.Fatalf("a field of kind %s: teach randomly about it", v.Kind())
 	}

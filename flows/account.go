@@ -94,11 +94,14 @@ type TCPAccount struct {
 }
 
 // SinkAccount says where every record that was offered to a sink is.
-// Offered = Acknowledged + Waiting + sum(Lost).
+// Offered = Acknowledged + Waiting + sum(Lost) + sum(LeftOut).
 type SinkAccount struct {
 	Name         string
 	Offered      uint64            // records
 	Acknowledged uint64            // the receiver said it has them
 	Waiting      uint64            // queued or in flight
 	Lost         map[string]uint64 // by reason
+	// LeftOut is what was not for the sink, by the reason that its configuration gives:
+	// not lost. nil: nothing.
+	LeftOut map[string]uint64
 }

@@ -34,6 +34,49 @@ func (t Term) String() string {
 	return s
 }
 
+// Text is the term as configuration has it: "not from-ip 10.0.0.0/8",
+// "retransmits 5". It is what [ParseTerm] reads.
+func (t Term) Text() string {
+	s := t.Kind + " " + t.Value
+	if t.Negate {
+		return "not " + s
+	}
+	return s
+}
+
+// ParseTerm reads a term as [Term.Text] writes it, or as flags: with dashes, with =
+// before the value, and without a value where the kind has one for that. The error
+// says what would be right.
+func ParseTerm(text string) (Term, error) {
+	var t Term
+	rest := strings.TrimSpace(text)
+	for _, not := range []string{"not ", "--not "} {
+		if after, ok := strings.CutPrefix(rest, not); ok {
+			t.Negate, rest = true, strings.TrimSpace(after)
+			break
+		}
+	}
+	rest = strings.TrimPrefix(rest, "--")
+	end := strings.IndexAny(rest, " =")
+	if end < 0 {
+		end = len(rest)
+	}
+	t.Kind = rest[:end]
+	if k, _ := kindOf(t.Kind); k != nil {
+		if t.Value = k.bare; end < len(rest) {
+			t.Value = strings.TrimSpace(rest[end+1:])
+		}
+		if t.Value == "" {
+			return t, fmt.Errorf("filter %q: write it with its value: %s %s", t.Kind, t.Kind, k.value)
+		}
+	}
+	value, _, err := parseTerm(t)
+	if err == nil {
+		t.Value = value
+	}
+	return t, err
+}
+
 // Filter chooses records. Terms of one kind are alternatives, kinds restrict
 // each other, and each negated term refuses on its own:
 //

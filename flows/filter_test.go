@@ -286,3 +286,34 @@ func FuzzParseFilter(f *testing.F) {
 		}
 	})
 }
+
+func TestTermIsReadAsItIsWritten(t *testing.T) {
+	for text, want := range map[string]Term{
+		"from-ip 10.0.0.0/8":        {Kind: "from-ip", Value: "10.0.0.0/8"},
+		"--from-ip 10.0.0.1/8":      {Kind: "from-ip", Value: "10.0.0.0/8"},
+		" not port 22":              {Kind: "port", Value: "22", Negate: true},
+		"--not --port=22":           {Kind: "port", Value: "22", Negate: true},
+		"label app=web":             {Kind: "label", Value: "app=web"},
+		"retransmits":               {Kind: "retransmits", Value: "1"},
+		"--retransmits=5":           {Kind: "retransmits", Value: "5"},
+		"not  failed":               {Kind: "failed", Value: "any", Negate: true},
+		"dns-name *.example.com":    {Kind: "dns-name", Value: "*.example.com"},
+		"to-namespace not-a-shop":   {Kind: "to-namespace", Value: "not-a-shop"},
+		"not to-rtt-over 50ms     ": {Kind: "to-rtt-over", Value: "50ms", Negate: true},
+	} {
+		got, err := ParseTerm(text)
+		if err != nil || got != want {
+			t.Errorf("%q: got %+v, error %v, want %+v", text, got, err, want)
+		}
+		if again, err := ParseTerm(got.Text()); err != nil || again != got {
+			t.Errorf("%q: read again from %q: got %+v, error %v", text, got.Text(), again, err)
+		}
+	}
+	for text, want := range map[string]string{
+		"": "no such filter", "port": "write it with its value: port PORT", "prot 22": "no such filter", "port x": "want a port", "not": "no such filter",
+	} {
+		if _, err := ParseTerm(text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %s", text, err, want)
+		}
+	}
+}

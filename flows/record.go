@@ -108,6 +108,13 @@ type Record struct {
 	SourceSocket, DestinationSocket *SocketFigures
 
 	Hops []HopCount
+
+	// SamplingRate is the share of records such as this one that a sink takes; 0: all.
+	// Set in the records of sinks that sample only.
+	SamplingRate float64
+	// Redacted: the addresses of Key are not those that passed, so that nothing can be
+	// computed of them, such as a Community ID. Set in the records of sinks that redact only.
+	Redacted bool
 }
 
 // HopCount is what one point saw of a record's conversation in the record's period.

@@ -313,6 +313,8 @@ type Record struct {
 	SourceSocket       *SocketFigures         `protobuf:"bytes,32,opt,name=source_socket,json=sourceSocket,proto3" json:"source_socket,omitempty"`
 	DestinationSocket  *SocketFigures         `protobuf:"bytes,33,opt,name=destination_socket,json=destinationSocket,proto3" json:"destination_socket,omitempty"`
 	Nat                *NAT                   `protobuf:"bytes,34,opt,name=nat,proto3" json:"nat,omitempty"`
+	SamplingRate       float64                `protobuf:"fixed64,35,opt,name=sampling_rate,json=samplingRate,proto3" json:"sampling_rate,omitempty"` // 0: not sampled
+	Redacted           bool                   `protobuf:"varint,36,opt,name=redacted,proto3" json:"redacted,omitempty"`                              // addresses are not those that passed
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -583,6 +585,20 @@ func (x *Record) GetNat() *NAT {
 		return x.Nat
 	}
 	return nil
+}
+
+func (x *Record) GetSamplingRate() float64 {
+	if x != nil {
+		return x.SamplingRate
+	}
+	return 0
+}
+
+func (x *Record) GetRedacted() bool {
+	if x != nil {
+		return x.Redacted
+	}
+	return false
 }
 
 // NAT is flows.NAT: what the ends know each other as.
@@ -2427,6 +2443,7 @@ type SinkAccount struct {
 	Acknowledged  uint64                 `protobuf:"varint,3,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
 	Waiting       uint64                 `protobuf:"varint,4,opt,name=waiting,proto3" json:"waiting,omitempty"`
 	Lost          map[string]uint64      `protobuf:"bytes,5,rep,name=lost,proto3" json:"lost,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	LeftOut       map[string]uint64      `protobuf:"bytes,6,rep,name=left_out,json=leftOut,proto3" json:"left_out,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // not for the sink, by its configuration
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2492,6 +2509,13 @@ func (x *SinkAccount) GetWaiting() uint64 {
 func (x *SinkAccount) GetLost() map[string]uint64 {
 	if x != nil {
 		return x.Lost
+	}
+	return nil
+}
+
+func (x *SinkAccount) GetLeftOut() map[string]uint64 {
+	if x != nil {
+		return x.LeftOut
 	}
 	return nil
 }
@@ -4317,7 +4341,8 @@ const file_weft_proto_rawDesc = "" +
 	"\x0fObserveResponse\x12-\n" +
 	"\arecords\x18\x01 \x03(\v2\x13.weft.api.v1.RecordR\arecords\x12\x12\n" +
 	"\x04lost\x18\x02 \x01(\x04R\x04lost\x12'\n" +
-	"\x04next\x18\x03 \x01(\v2\x13.weft.api.v1.CursorR\x04next\"\xf0\t\n" +
+	"\x04next\x18\x03 \x01(\v2\x13.weft.api.v1.CursorR\x04next\"\xb1\n" +
+	"\n" +
 	"\x06Record\x12%\n" +
 	"\x0esource_address\x18\x01 \x01(\fR\rsourceAddress\x12/\n" +
 	"\x13destination_address\x18\x02 \x01(\fR\x12destinationAddress\x12\x1f\n" +
@@ -4357,7 +4382,9 @@ const file_weft_proto_rawDesc = "" +
 	"\vdestination\x18\x1f \x01(\v2\x13.weft.api.v1.EntityR\vdestination\x12?\n" +
 	"\rsource_socket\x18  \x01(\v2\x1a.weft.api.v1.SocketFiguresR\fsourceSocket\x12I\n" +
 	"\x12destination_socket\x18! \x01(\v2\x1a.weft.api.v1.SocketFiguresR\x11destinationSocket\x12\"\n" +
-	"\x03nat\x18\" \x01(\v2\x10.weft.api.v1.NATR\x03nat\"\xbf\x01\n" +
+	"\x03nat\x18\" \x01(\v2\x10.weft.api.v1.NATR\x03nat\x12#\n" +
+	"\rsampling_rate\x18# \x01(\x01R\fsamplingRate\x12\x1a\n" +
+	"\bredacted\x18$ \x01(\bR\bredacted\"\xbf\x01\n" +
 	"\x03NAT\x12%\n" +
 	"\x0esource_address\x18\x01 \x01(\fR\rsourceAddress\x12\x1f\n" +
 	"\vsource_port\x18\x02 \x01(\rR\n" +
@@ -4536,14 +4563,18 @@ const file_weft_proto_rawDesc = "" +
 	"netns_name\x18\x05 \x01(\fR\tnetnsName\"K\n" +
 	"\aSkipped\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12(\n" +
-	"\x05count\x18\x02 \x01(\v2\x12.weft.api.v1.CountR\x05count\"\xea\x01\n" +
+	"\x05count\x18\x02 \x01(\v2\x12.weft.api.v1.CountR\x05count\"\xe8\x02\n" +
 	"\vSinkAccount\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aoffered\x18\x02 \x01(\x04R\aoffered\x12\"\n" +
 	"\facknowledged\x18\x03 \x01(\x04R\facknowledged\x12\x18\n" +
 	"\awaiting\x18\x04 \x01(\x04R\awaiting\x126\n" +
-	"\x04lost\x18\x05 \x03(\v2\".weft.api.v1.SinkAccount.LostEntryR\x04lost\x1a7\n" +
+	"\x04lost\x18\x05 \x03(\v2\".weft.api.v1.SinkAccount.LostEntryR\x04lost\x12@\n" +
+	"\bleft_out\x18\x06 \x03(\v2%.weft.api.v1.SinkAccount.LeftOutEntryR\aleftOut\x1a7\n" +
 	"\tLostEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a:\n" +
+	"\fLeftOutEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x8a\x01\n" +
 	"\n" +
@@ -4734,7 +4765,7 @@ func file_weft_proto_rawDescGZIP() []byte {
 	return file_weft_proto_rawDescData
 }
 
-var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_weft_proto_goTypes = []any{
 	(*ObserveRequest)(nil),   // 0: weft.api.v1.ObserveRequest
 	(*Cursor)(nil),           // 1: weft.api.v1.Cursor
@@ -4783,6 +4814,7 @@ var file_weft_proto_goTypes = []any{
 	(*TopologyTunnel)(nil),   // 44: weft.api.v1.TopologyTunnel
 	(*TopologyTap)(nil),      // 45: weft.api.v1.TopologyTap
 	nil,                      // 46: weft.api.v1.SinkAccount.LostEntry
+	nil,                      // 47: weft.api.v1.SinkAccount.LeftOutEntry
 }
 var file_weft_proto_depIdxs = []int32{
 	2,  // 0: weft.api.v1.ObserveRequest.terms:type_name -> weft.api.v1.Term
@@ -4821,42 +4853,43 @@ var file_weft_proto_depIdxs = []int32{
 	18, // 33: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
 	18, // 34: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
 	46, // 35: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
-	2,  // 36: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
-	28, // 37: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
-	28, // 38: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
-	31, // 39: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
-	32, // 40: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
-	33, // 41: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
-	34, // 42: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
-	35, // 43: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
-	36, // 44: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
-	37, // 45: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
-	25, // 46: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
-	23, // 47: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
-	41, // 48: weft.api.v1.TopologyResponse.spaces:type_name -> weft.api.v1.TopologySpace
-	40, // 49: weft.api.v1.TopologyResponse.off:type_name -> weft.api.v1.TopologyOff
-	14, // 50: weft.api.v1.TopologySpace.entity:type_name -> weft.api.v1.Entity
-	42, // 51: weft.api.v1.TopologySpace.devices:type_name -> weft.api.v1.TopologyDevice
-	43, // 52: weft.api.v1.TopologyDevice.under:type_name -> weft.api.v1.TopologyPlace
-	43, // 53: weft.api.v1.TopologyDevice.far:type_name -> weft.api.v1.TopologyPlace
-	44, // 54: weft.api.v1.TopologyDevice.tunnel:type_name -> weft.api.v1.TopologyTunnel
-	45, // 55: weft.api.v1.TopologyDevice.tap:type_name -> weft.api.v1.TopologyTap
-	14, // 56: weft.api.v1.TopologyDevice.behind:type_name -> weft.api.v1.Entity
-	0,  // 57: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
-	16, // 58: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
-	26, // 59: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
-	29, // 60: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
-	38, // 61: weft.api.v1.Weft.Topology:input_type -> weft.api.v1.TopologyRequest
-	3,  // 62: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
-	17, // 63: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
-	27, // 64: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
-	30, // 65: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
-	39, // 66: weft.api.v1.Weft.Topology:output_type -> weft.api.v1.TopologyResponse
-	62, // [62:67] is the sub-list for method output_type
-	57, // [57:62] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	47, // 36: weft.api.v1.SinkAccount.left_out:type_name -> weft.api.v1.SinkAccount.LeftOutEntry
+	2,  // 37: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
+	28, // 38: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
+	28, // 39: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
+	31, // 40: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
+	32, // 41: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
+	33, // 42: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
+	34, // 43: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
+	35, // 44: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
+	36, // 45: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
+	37, // 46: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
+	25, // 47: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
+	23, // 48: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
+	41, // 49: weft.api.v1.TopologyResponse.spaces:type_name -> weft.api.v1.TopologySpace
+	40, // 50: weft.api.v1.TopologyResponse.off:type_name -> weft.api.v1.TopologyOff
+	14, // 51: weft.api.v1.TopologySpace.entity:type_name -> weft.api.v1.Entity
+	42, // 52: weft.api.v1.TopologySpace.devices:type_name -> weft.api.v1.TopologyDevice
+	43, // 53: weft.api.v1.TopologyDevice.under:type_name -> weft.api.v1.TopologyPlace
+	43, // 54: weft.api.v1.TopologyDevice.far:type_name -> weft.api.v1.TopologyPlace
+	44, // 55: weft.api.v1.TopologyDevice.tunnel:type_name -> weft.api.v1.TopologyTunnel
+	45, // 56: weft.api.v1.TopologyDevice.tap:type_name -> weft.api.v1.TopologyTap
+	14, // 57: weft.api.v1.TopologyDevice.behind:type_name -> weft.api.v1.Entity
+	0,  // 58: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
+	16, // 59: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
+	26, // 60: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
+	29, // 61: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
+	38, // 62: weft.api.v1.Weft.Topology:input_type -> weft.api.v1.TopologyRequest
+	3,  // 63: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
+	17, // 64: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
+	27, // 65: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
+	30, // 66: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
+	39, // 67: weft.api.v1.Weft.Topology:output_type -> weft.api.v1.TopologyResponse
+	63, // [63:68] is the sub-list for method output_type
+	58, // [58:63] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_weft_proto_init() }
@@ -4870,7 +4903,7 @@ func file_weft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_proto_rawDesc), len(file_weft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -358,3 +358,21 @@ func TestFollowGoesOnUntilInterrupted(t *testing.T) {
 		t.Errorf("exit code after Ctrl-C: got %d, want 0", got)
 	}
 }
+
+func TestPrintedFilterIsWhatASinkTakes(t *testing.T) {
+	for args, want := range map[string][]string{
+		"observe --print-filter": {},
+		"observe --port 80 --not --from-ip 10.0.0.0/8 --label app=web --failed --retransmits=5 --print-filter": {"port 80", "not from-ip 10.0.0.0/8", "label app=web", "failed any", "retransmits 5"},
+	} {
+		out, complaint, code := ctl(t, "unix:///nobody/listens/here", strings.Fields(args)...)
+		var doc struct{ Filter []string }
+		if err := yaml.Unmarshal([]byte(out), &doc); err != nil || code != exitFine || !slices.Equal(doc.Filter, want) {
+			t.Errorf("%s: got code %d, %q, %q, error %v, want %q", args, code, out, complaint, err, want)
+		}
+		for _, text := range doc.Filter {
+			if _, err := flows.ParseTerm(text); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}

@@ -26,7 +26,8 @@ func newLedger(g *global) *cobra.Command {
 		Long: `Show where every packet and every record went since the agent started:
 
   packets seen  = in flows + skipped[reason] + still in the table   at every point
-  records made  = acknowledged + waiting + lost[reason]             at every sink
+  records made  = acknowledged + waiting + lost[reason]             at every sink that takes all
+                + left out[reason]                                  where one is told to take less
   drops, DNS    = drained + lost + pending                          where they are read
 
 What devices and their queues say they dropped is shown beside it, and is in no sum.
@@ -97,9 +98,18 @@ func (g *global) ledgerTable(l *flows.Ledger) error {
 	}
 	fmt.Fprintln(g.stdout)
 	s := table{head: []string{"SINK", "OFFERED", "ACKNOWLEDGED", "WAITING", "LOST", ""}, text: []int{0, 5}}
+	leaves := slices.ContainsFunc(l.Sinks, func(a flows.SinkAccount) bool { return a.TotalLeftOut() > 0 })
+	if leaves {
+		s.head, s.text = []string{"SINK", "OFFERED", "ACKNOWLEDGED", "WAITING", "LEFT-OUT", "LOST", ""}, []int{0, 6}
+	}
 	for _, a := range l.Sinks {
 		lost, why := reasons(a.Lost)
-		s.add(a.Name, count(a.Offered), count(a.Acknowledged), count(a.Waiting), count(lost), why)
+		row := []string{a.Name, count(a.Offered), count(a.Acknowledged), count(a.Waiting)}
+		if left, text := reasons(a.LeftOut); leaves {
+			row = append(row, count(left))
+			why = strings.Trim(text+", "+why, ", ")
+		}
+		s.add(append(row, count(lost), why)...)
 	}
 	if err := s.write(g.stdout); err != nil {
 		return err
@@ -152,6 +162,7 @@ func ledgerDocument(l *flows.Ledger) any {
 		Acknowledged uint64            `json:"acknowledged"`
 		Waiting      uint64            `json:"waiting"`
 		Lost         map[string]uint64 `json:"lost"`
+		LeftOut      map[string]uint64 `json:"left_out,omitempty"`
 	}
 	type records struct {
 		Made         uint64            `json:"made"`
@@ -188,10 +199,10 @@ func ledgerDocument(l *flows.Ledger) any {
 		if lost == nil {
 			lost = map[string]uint64{}
 		}
-		doc.Sinks = append(doc.Sinks, sink{a.Name, a.Offered, a.Acknowledged, a.Waiting, lost})
-		// A record goes to every sink that takes any: not to OTLP for metrics alone. The
-		// account of all is that of the sink furthest behind.
-		if i == 0 || a.Offered == l.Made && a.Acknowledged < doc.Records.Acknowledged {
+		doc.Sinks = append(doc.Sinks, sink{a.Name, a.Offered, a.Acknowledged, a.Waiting, lost, a.LeftOut})
+		// The account of all is that of the sink furthest behind of those that take every
+		// record: not OTLP for metrics alone, nor a sink that leaves records out.
+		if i == 0 || a.Offered == l.Made && a.TotalLeftOut() == 0 && a.Acknowledged < doc.Records.Acknowledged {
 			doc.Records = records{l.Made, a.Acknowledged, a.Waiting, lost}
 		}
 	}

@@ -9,13 +9,16 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 
 	"weft/exporter"
+	"weft/flows"
 )
 
 func newObserve(g *global) *cobra.Command {
 	var q exporter.Query
 	var t terms
+	var printFilter bool
 	cmd := &cobra.Command{
 		Use:   "observe",
 		Short: "Show flow records, recent or live",
@@ -39,12 +42,16 @@ and fulfils no filter.`,
   flowctl observe --since 5m --retransmits=5 --to-rtt-over 50ms -o wide
   flowctl observe --dropped --drop-reason 'NETFILTER*' -o wide
   flowctl observe --dns-rcode NXDOMAIN --not --dns-name '*.local'
+  flowctl observe --namespace shop --not --port 53 --print-filter
   flowctl observe --since 1h -o jsonl | jq '."source.address"'`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if q.Terms, err = t.filter(); err != nil {
 				return usage(err)
+			}
+			if printFilter {
+				return g.printFilter(q.Terms)
 			}
 			return g.ask(cmd, func(c *exporter.Client) error {
 				return g.observe(cmd.Context(), c, q, cmd.ErrOrStderr())
@@ -56,8 +63,23 @@ and fulfils no filter.`,
 	fs.BoolVarP(&q.Follow, "follow", "f", false, "go on with new records until interrupted")
 	fs.VarP(whole{&q.Last}, "last", "n", "only the newest `N` that match")
 	fs.Var(span{&q.Since}, "since", "only what ended within this `time`, such as 90s, 5m, 2h")
+	fs.BoolVar(&printFilter, "print-filter", false, "print the filter as the configuration of a sink has it (exporter.sinks), and do nothing else")
 	t.addTo(fs)
 	return cmd
+}
+
+// printFilter writes terms as YAML that goes below the name of a sink.
+func (g *global) printFilter(terms []flows.Term) error {
+	texts := make([]string, len(terms))
+	for i, t := range terms {
+		texts[i] = t.Text()
+	}
+	text, err := yaml.Marshal(map[string][]string{"filter": texts})
+	if err != nil {
+		return err
+	}
+	_, err = g.stdout.Write(text)
+	return err
 }
 
 // observe writes what q chooses until there is no more, or ctx ends.

@@ -108,6 +108,7 @@ type sinkDocument struct {
 	Acknowledged  uint64            `json:"acknowledged"`
 	Waiting       uint64            `json:"waiting"`
 	Lost          map[string]uint64 `json:"lost"`
+	LeftOut       map[string]uint64 `json:"left_out,omitempty"`
 	MetricsSent   uint64            `json:"metrics_sent"`
 	MetricsFailed uint64            `json:"metrics_failed"`
 }
@@ -147,7 +148,7 @@ func statusOf(m *api.StatusResponse) statusDocument {
 			a.Lost = map[string]uint64{}
 		}
 		d.Sinks = append(d.Sinks, sinkDocument{a.Name, s.GetTarget(), s.GetState(), a.Offered, a.Acknowledged, a.Waiting,
-			a.Lost, s.GetMetricsSent(), s.GetMetricsFailed()})
+			a.Lost, a.LeftOut, s.GetMetricsSent(), s.GetMetricsFailed()})
 	}
 	for _, s := range m.GetSettings() {
 		d.Settings[s.GetKey()] = s.GetValue()

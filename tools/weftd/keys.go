@@ -196,6 +196,19 @@ func number(name string, f func(*Config) *int, least, most int) key {
 	}}
 }
 
+// fraction is a share of records.
+func fraction(name string, f func(*Config) *float64) key {
+	show := func(c *Config) string { return strconv.FormatFloat(*f(c), 'g', -1, 64) }
+	return key{name: name, field: func(c *Config) any { return f(c) }, show: show, scalar: func(c *Config, s string) error {
+		v, err := strconv.ParseFloat(s, 64)
+		if err != nil || !(v > 0 && v <= 1) {
+			return fmt.Errorf("%q is no share; write a number over 0 and up to 1, such as 0.1", s)
+		}
+		*f(c) = v
+		return nil
+	}}
+}
+
 // sizeUnits are the suffixes of a size, longest first.
 var sizeUnits = []choice[int]{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"", 1}}
 

@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -37,6 +38,9 @@ type sinkConfig struct {
 	at   origin
 	kind *sinkKind // nil: a mistake
 
+	filter []string        // terms, as they are written
+	intake exporter.Intake // made of filter, and of the keys below sample
+
 	otlp exporter.OTLPConfig
 }
 
@@ -68,7 +72,7 @@ var sinkKinds = []sinkKind{
 		target: func(s *sinkConfig) string { return "OTLP to " + s.otlp.Endpoint },
 		open: func(s *sinkConfig, log *slog.Logger) (outlet, error) {
 			c := s.otlp
-			c.Log = log
+			c.Log, c.Intake = log, s.intake
 			return exporter.NewOTLP(c)
 		},
 	},
@@ -105,9 +109,13 @@ func (s *sinkConfig) key() string { return sinksKey + "." + s.name }
 // prefix is that of the keys of s's kind.
 func (s *sinkConfig) prefix() string { return s.key() + "." + s.kind.name + "." }
 
-// keys is every key that s may have: of its kind once that is known, else of all.
+// keys is every key that s may have: those of any sink, and of its kind once that is known, else of all.
 func (s *sinkConfig) keys() []key {
-	var all []key
+	all := []key{
+		list(s.key()+".filter", func(*Config) *[]string { return &s.filter }, checkTerm),
+		fraction(s.key()+".sample.rate", func(*Config) *float64 { return &s.intake.Sample.Rate }),
+		duration(s.key()+".sample.slow", func(*Config) *time.Duration { return &s.intake.Sample.Slow }, 0, time.Hour),
+	}
 	for i := range sinkKinds {
 		if k := &sinkKinds[i]; s.kind == nil || s.kind == k {
 			all = append(all, k.keys(s.key()+"."+k.name+".", s)...)
@@ -121,6 +129,33 @@ func (s *sinkConfig) same(other *sinkConfig) bool {
 	return s.kind == other.kind && slices.EqualFunc(s.keys(), other.keys(), func(a, b key) bool {
 		return reflect.DeepEqual(a.field(nil), b.field(nil))
 	})
+}
+
+// settle finishes what is common to all kinds. Terms that are wrong were told of
+// when they were read.
+func (s *sinkConfig) settle() error {
+	var terms []flows.Term
+	for _, text := range s.filter {
+		if t, err := flows.ParseTerm(text); err == nil {
+			terms = append(terms, t)
+		}
+	}
+	var err error
+	if len(terms) > 0 {
+		s.intake.Filter, err = flows.ParseFilter(terms)
+	}
+	if err != nil {
+		return fmt.Errorf("%s.filter: %w", s.key(), err)
+	}
+	if s.intake.Sample.Slow > 0 && s.intake.Sample.Rate == 0 {
+		return fmt.Errorf("%s.sample.slow: without a rate every record is taken; add a rate, such as 0.1", s.key())
+	}
+	return nil
+}
+
+func checkTerm(text string) error {
+	_, err := flows.ParseTerm(text)
+	return err
 }
 
 // folder is the folder that s writes to, and its key; empty: none.
@@ -222,7 +257,7 @@ func (c *Config) settleSinks() mistakes {
 		taken[filepath.Clean(c.OTLP.Spool.Dir)] = "exporter.spool.dir"
 	}
 	for _, s := range c.Sinks {
-		bad = append(bad, c.found(s.kind.check(s, s.prefix()), s.at)...)
+		bad = append(bad, c.found(errors.Join(s.settle(), s.kind.check(s, s.prefix())), s.at)...)
 		key, path := s.folder()
 		if path == "" {
 			continue

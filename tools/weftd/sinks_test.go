@@ -29,7 +29,7 @@ func TestSinkMistakesNameKeyLineAndMend(t *testing.T) {
 		"no sink":        {"exporter: {sinks: [a]}", `:1: exporter.sinks must be a section of sinks`},
 		"no kind":        {"exporter:\n  sinks:\n    siem: {}", `:3: exporter.sinks.siem: of no kind; give it one of otlp`},
 		"unknown kind":   {"exporter:\n  sinks:\n    siem:\n      otpl: {endpoint: a}", ":4: unknown key exporter.sinks.siem.otpl; did you mean exporter.sinks.siem.otlp"},
-		"unknown key":    {"exporter:\n  sinks:\n    siem:\n      otlp: {endpoint: 'http://a:1', protocl: grpc}", ":4: unknown key exporter.sinks.siem.otlp.protocl; did you mean exporter.sinks.siem.otlp.protocol?"},
+		"unknown key":    {"exporter:\n  sinks:\n    siem:\n      otlp: {endpoint: 'http://a:1', protocols: grpc}", ":4: unknown key exporter.sinks.siem.otlp.protocols; did you mean exporter.sinks.siem.otlp.protocol?"},
 		"no endpoint":    {"exporter:\n  sinks:\n    siem:\n      otlp: {protocol: grpc}", ":3: exporter.sinks.siem.otlp.endpoint: missing; write the receiver's"},
 		"bad name":       {"exporter:\n  sinks:\n    A B: {otlp: {endpoint: 'http://a:1'}}", `:3: exporter.sinks: "A B" is no name of a sink`},
 		"taken name":     {"exporter:\n  sinks:\n    otlp: {otlp: {endpoint: 'http://a:1'}}", ":3: exporter.sinks.otlp: the agent has a sink otlp of its own; choose another name"},
@@ -39,6 +39,9 @@ func TestSinkMistakesNameKeyLineAndMend(t *testing.T) {
 		"missing key":    {"exporter:\n  sinks:\n    a:\n      otlp:\n        endpoint: https://a:1\n        certificate: /c.pem", `:6: exporter.sinks.a.otlp.certificate="/c.pem": exporter.sinks.a.otlp.key or`},
 		"shared spool":   {"exporter:\n  sinks:\n    a: {otlp: {endpoint: 'http://a:1', spool: {dir: /s}}}\n    b: {otlp: {endpoint: 'http://a:1', spool: {dir: /s/}}}", ":4: exporter.sinks.b.otlp.spool.dir: /s is that of exporter.sinks.a.otlp.spool.dir; every sink needs"},
 		"spool of otlp":  {"exporter:\n  otlp: {endpoint: 'http://a:1'}\n  spool: {dir: /s}\n  sinks:\n    a: {otlp: {endpoint: 'http://a:1', spool: {dir: /s}}}", ":5: exporter.sinks.a.otlp.spool.dir: /s is that of exporter.spool.dir"},
+		"bad term":       {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      filter:\n        - port 1\n        - prt 2", `:7: exporter.sinks.a.filter: filter "prt": no such filter`},
+		"bad rate":       {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      sample: {rate: 10}", `:5: exporter.sinks.a.sample.rate: "10" is no share`},
+		"slow alone":     {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      sample: {slow: 1s}", `:5: exporter.sinks.a.sample.slow: without a rate`},
 		"anchor is fine": {"exporter:\n  sinks:\n    a: {otlp: &x {endpoint: 'http://a:1'}}\n    b: {otlp: *x}", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -219,5 +222,31 @@ func TestHangingSinkHoldsUpNeitherTheDrainNorAnother(t *testing.T) {
 	}
 	if l, _ := a.store.Ledger(); len(l.Sinks) != 5 || !l.Balanced() {
 		t.Errorf("got ledger %+v, error %v, want a balanced account of each sink", l.Sinks, l.Check())
+	}
+}
+
+func TestSinkTakesWhatItsFilterAndItsRateSay(t *testing.T) {
+	some, few := newReceiver(t), newReceiver(t)
+	a := sinkAgent(t, `exporter:
+  sinks:
+    some: {otlp: {endpoint: "`+some.URL+`", protocol: http/protobuf, compression: none, flush: 10ms, ledger: off}, filter: [from-ip 10.0.1.0/24, not from-ip 10.0.1.7]}
+    few: {otlp: {endpoint: "`+few.URL+`", protocol: http/protobuf, compression: none, flush: 10ms, ledger: off}, sample: {rate: 0.5, slow: 1s}}
+`)
+	a.offer(600)
+	eventually(t, func() error {
+		kept := a.account(t, "few")
+		if some.records.Load() != 255 || few.records.Load() != 600-kept.LeftOut["sampled_out"] || kept.Waiting > 0 {
+			return fmt.Errorf("receivers got %d and %d records of %+v, want 255 and what was not sampled out", some.records.Load(), few.records.Load(), kept)
+		}
+		return nil
+	})
+	if got := a.account(t, "some").LeftOut["filtered"]; got != 345 {
+		t.Errorf("some: got %d filtered, want 345 of 600", got)
+	}
+	if left := a.account(t, "few").LeftOut["sampled_out"]; left < 200 || left > 400 {
+		t.Errorf("few: got %d of 600 sampled out, want about half", left)
+	}
+	if l, _ := a.store.Ledger(); !l.Balanced() {
+		t.Error(l.Check())
 	}
 }
