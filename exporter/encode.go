@@ -46,6 +46,10 @@ const (
 // of a bounded size. It is for one goroutine. Its memory: the encoded attributes of
 // the ends that it met last, at most 4 MiB.
 type LogEncoder struct {
+	// CommunityID adds weft.flow.community_id to each record. It is a hash of the record's
+	// addresses, ports and protocol, so it does not compress: a third of the bytes with zstd.
+	CommunityID bool
+
 	resource, scope []byte // the two messages with their tags and lengths
 	plainScope      []byte // the scope alone, without the id of a batch
 	tail            []byte // what ends every record of the request: observed time and event name
@@ -122,7 +126,7 @@ func (e *LogEncoder) appendRecord(b []byte, r *flows.Record) []byte {
 	b = appendString(b, fieldSeverityText, "INFO")
 
 	e.words.reset()
-	e.attrs = appendMeasured(e.attrs[:0], &e.words, r)
+	e.attrs = appendMeasured(e.attrs[:0], &e.words, r, e.CommunityID)
 	b = appendKeyValues(b, fieldAttribute, e.attrs)
 	b = e.who.append(b, &sourceWho, r.Source, r.SourceProcess != nil)
 	b = e.who.append(b, &destinationWho, r.Destination, r.DestinationProcess != nil)

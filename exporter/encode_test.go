@@ -95,6 +95,7 @@ func newTestEncoder(t testing.TB) *LogEncoder {
 	if err != nil {
 		t.Fatal(err)
 	}
+	e.CommunityID = true // all that there is
 	return e
 }
 

@@ -138,15 +138,15 @@ func (l list) appendRow(dst []slog.Attr, r *flows.Record, i int) []slog.Attr {
 // them.
 func AppendAttributes(dst []slog.Attr, r *flows.Record) []slog.Attr {
 	var w words
-	dst = appendMeasured(dst, &w, r)
+	dst = appendMeasured(dst, &w, r, true)
 	dst = appendWho(dst, &sourceWho, r.Source, r.SourceProcess != nil)
 	dst = appendWho(dst, &destinationWho, r.Destination, r.DestinationProcess != nil)
 	return appendSockets(dst, &w, r)
 }
 
 // appendMeasured appends the attributes in front of those that say who the two ends
-// are. Its texts are in w: they are good until w is used anew.
-func appendMeasured(dst []slog.Attr, w *words, r *flows.Record) []slog.Attr {
+// are, the Community ID if wanted. Its texts are in w: they are good until w is used anew.
+func appendMeasured(dst []slog.Attr, w *words, r *flows.Record, community bool) []slog.Attr {
 	str := func(name, v string) {
 		if v != "" {
 			dst = append(dst, slog.String(name, v))
@@ -180,9 +180,10 @@ func appendMeasured(dst []slog.Attr, w *words, r *flows.Record) []slog.Attr {
 	if r.Initiator != 0 {
 		str(nameInitiator, r.Initiator.String())
 	}
-	if r.Fragment {
+	switch {
+	case r.Fragment:
 		dst = append(dst, slog.Bool(nameFragment, true))
-	} else if !r.Redacted { // of other ports or addresses the identifier would be another conversation's
+	case community && !r.Redacted: // of other ports or addresses the identifier would be another conversation's
 		str(nameCommunityID, w.community(r.Key))
 	}
 	if r.ConnectionID != 0 {

@@ -41,6 +41,7 @@ type OTLPConfig struct {
 	Protocol    string            // "grpc" (also when nothing says otherwise), "http/protobuf" or "http/json"
 	Compression string            // "gzip" (also when nothing says otherwise), "zstd" or "none"
 	Headers     map[string]string // sent with every request
+	CommunityID bool              // records have weft.flow.community_id, which a receiver can compute: see [LogEncoder]
 
 	// PEM files, read again at every handshake: whom to trust (empty: the
 	// system's roots), and what to show to a receiver that asks.
@@ -170,6 +171,7 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 	if o.logEncoder, err = NewLogEncoder(resource, c.Version); err != nil {
 		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
+	o.logEncoder.CommunityID = c.CommunityID
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	if logs.endpoint != "" {
 		if o.logs, err = newLink("logs", logs, c); err != nil {

@@ -45,15 +45,12 @@ func received(sink *consumertest.LogsSink) []plog.LogRecord {
 // names of the contract and not by the encoder.
 func want(r *flows.Record) map[string]any {
 	m := map[string]any{}
-	for _, a := range exporter.AppendAttributes(nil, r) {
+	for _, a := range flat(r) {
 		m[a.Key] = a.Value.Any()
 		if a.Value.Kind() == slog.KindString {
 			m[a.Key] = strings.ToValidUTF8(a.Value.String(), "\uFFFD")
 		}
 	}
-	m["weft.flow.packets"], m["weft.flow.bytes"] = int64(r.Packets), int64(r.Bytes)
-	m["weft.flow.reverse.packets"], m["weft.flow.reverse.bytes"] = int64(r.ReversePackets), int64(r.ReverseBytes)
-	m["weft.flow.start_unix_nano"] = r.Start.UnixNano()
 	var hops []any
 	for _, h := range r.Hops {
 		hop := map[string]any{

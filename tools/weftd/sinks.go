@@ -357,6 +357,7 @@ func otlpKeys(prefix string, of func(*Config) *exporter.OTLPConfig) []key {
 		text(prefix+"protocol", func(c *Config) *string { return &of(c).Protocol }, anything),
 		pairs(prefix+"headers", func(c *Config) *map[string]string { return &of(c).Headers }),
 		text(prefix+"compression", func(c *Config) *string { return &of(c).Compression }, anything),
+		word(prefix+"community_id", func(c *Config) *bool { return &of(c).CommunityID }, choice[bool]{"off", false}, choice[bool]{"on", true}),
 		text(prefix+"ca", func(c *Config) *string { return &of(c).CA }, anything),
 		text(prefix+"certificate", func(c *Config) *string { return &of(c).Certificate }, anything),
 		text(prefix+"key", func(c *Config) *string { return &of(c).Key }, anything),
