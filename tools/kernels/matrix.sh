@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# matrix.sh - the data plane's tests in guests of other kernels.
+# matrix.sh - the data plane's tests in guests of other kernels, those of topology and names,
+#   and those of the agent that need devices which this kernel may not have.
 #   Debian's newest 6.1 and 6.12 cloud kernels are fetched once into .cache/kernels
 #   and unpacked, not installed. Each guest boots from an initramfs that holds
 #   busybox, static test binaries and the agent, and exits with their status.
-# Needs no root. Usage: matrix.sh [6.1|6.12 ...]
+# Needs no root. Usage: [PACKAGES="./cni ..."] matrix.sh [6.1|6.12 ...]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cache=$PWD/.cache/kernels
-packages="./bpf ./dataplane"
+packages=${PACKAGES:-./bpf ./dataplane ./cni ./tools/weftd}
 # What the namespace tests plug together; a name that a kernel has built in is passed over.
 modules="veth bridge 8021q dummy vxlan tun cls_bpf act_bpf sch_ingress sch_tbf"
+# What the tests of topology and names need beside that; loaded after the data plane's.
+further="vrf macvlan macvtap ipvlan bonding geneve ip_gre ipip nft_chain_nat nft_nat nf_conntrack_netlink tcp_diag udp_diag"
+programs="ip nsenter" later="nft" # with later, the data plane's tests would do what hosts do already
 # What an emulated kernel need not do: wait out a grace period at each attach, fill pages
 # with zeros, and go around the faults of CPUs that it does not run on.
-fast="rcupdate.rcu_expedited=1 init_on_alloc=0 mitigations=off"
+fast="fb_tunnels=none rcupdate.rcu_expedited=1 init_on_alloc=0 mitigations=off"
 # Hardware's help where there is any; kvm_pvm runs no kernel but its own.
 accel=(-accel "tcg,thread=multi,tb-size=512" -cpu max)
 if [ -w /dev/kvm ] && { [ -d /sys/module/kvm_intel ] || [ -d /sys/module/kvm_amd ]; }; then accel=(-accel kvm -cpu host); fi
@@ -22,7 +26,7 @@ if [ -w /dev/kvm ] && { [ -d /sys/module/kvm_intel ] || [ -d /sys/module/kvm_amd
 need() {
 	local missing=""
 	for tool in "$@"; do command -v "$tool" >/dev/null || missing="$missing $tool"; done
-	[ -z "$missing" ] || { echo "missing:$missing; apt-get install qemu-system-x86 kmod cpio busybox-static xz-utils" >&2; exit 2; }
+	[ -z "$missing" ] || { echo "missing:$missing; apt-get install qemu-system-x86 kmod cpio busybox-static xz-utils iproute2 nftables" >&2; exit 2; }
 }
 
 # newest VERSION - the name of Debian's newest cloud kernel package of that series.
@@ -49,16 +53,22 @@ fetch() {
 	echo "$dir"
 }
 
-# guest KERNEL_DIR WORK_DIR - makes the initramfs from WORK_DIR/bin and boots it;
-# WORK_DIR/log holds the console. The status is the guest's.
-guest() {
-	local kernel=$1 work=$2 root=$2/root version file
+# with_libraries ROOT PROGRAM FOLDER - copies a program of this machine, and what it is linked with.
+with_libraries() {
+	local file
+	cp -L "$(command -v "$2")" "$1/$3/"
+	ldd "$(command -v "$2")" | grep -o '/[^ ]*' | while read -r file; do
+		mkdir -p "$1$(dirname "$file")"
+		cp -Lu "$file" "$1$file"
+	done
+}
+
+# add_modules KERNEL_DIR ROOT NAME... - copies modules and what they need, and says in which order they are loaded.
+add_modules() {
+	local kernel=$1 root=$2 version m file
 	version=$(basename "$kernel"/lib/modules/*)
-	mkdir -p "$root"/{bin,proc,sys,dev,tmp,run,etc,lib/modules}
-	cp "$(command -v busybox)" "$root/bin/busybox"
-	for applet in sh mount mkdir cat cut echo insmod poweroff ip; do ln -s busybox "$root/bin/$applet"; done
-	cp -r "$work/bin/." "$root/"
-	for m in $modules; do
+	shift 2
+	for m in "$@"; do
 		modprobe -d "$kernel" -S "$version" --show-depends "$m" 2>/dev/null || true
 	done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r file; do
 		case $file in
@@ -66,7 +76,21 @@ guest() {
 		*) cp "$file" "$root/lib/modules/" ;;
 		esac
 		basename "$file" .xz
-	done >"$root/etc/modules"
+	done
+}
+
+# guest KERNEL_DIR WORK_DIR - makes the initramfs from WORK_DIR/bin and boots it;
+# WORK_DIR/log holds the console. The status is the guest's.
+guest() {
+	local kernel=$1 work=$2 root=$2/root
+	mkdir -p "$root"/{bin,later,proc,sys,dev,tmp,run,etc,lib/modules}
+	cp "$(command -v busybox)" "$root/bin/busybox"
+	for applet in sh mount mkdir cat cut echo grep insmod poweroff; do ln -s busybox "$root/bin/$applet"; done
+	for p in $programs; do with_libraries "$root" "$p" bin; done
+	for p in $later; do with_libraries "$root" "$p" later; done
+	cp -r "$work/bin/." "$root/"
+	# shellcheck disable=SC2086 # lists
+	{ add_modules "$kernel" "$root" $modules >"$root/etc/modules" && add_modules "$kernel" "$root" $further >"$root/etc/further"; }
 	cp tools/kernels/init.sh "$root/init"
 	chmod +x "$root/init"
 	(cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) >"$work/initramfs"
@@ -94,13 +118,14 @@ report() {
 }
 
 main() {
-	need qemu-system-x86_64 modprobe depmod cpio busybox xz apt-cache dpkg awk timeout
+	# shellcheck disable=SC2086 # a list
+	need qemu-system-x86_64 modprobe depmod cpio busybox xz apt-cache dpkg awk timeout $programs $later
 	local series package kernel status=0 began this
 	mkdir -p "$cache"
 	work=$(mktemp -d)
 	trap 'rm -rf "$work"' EXIT
 	mkdir "$work/bin"
-	CGO_ENABLED=0 go build -trimpath -o "$work/bin/weftd" ./tools/weftd
+	CGO_ENABLED=0 go build -trimpath -o "$work/bin/" ./tools/weftd ./tools/flowctl
 	for p in $packages; do
 		CGO_ENABLED=0 go test -c -o "$work/bin/$(basename "$p").test" "$p"
 		if [ -d "$p/testdata" ]; then cp -r "$p/testdata" "$work/bin/"; fi

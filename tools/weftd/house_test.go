@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -106,9 +107,18 @@ func newHouse(t *testing.T) *house {
 }
 
 // build puts the two binaries into dir, as the user who called sudo if any, so
-// that no file of root's lands in that user's cache.
+// that no file of root's lands in that user's cache. Where nothing can be built,
+// TESTBED_BUILT is the folder that has them.
 func build(t *testing.T, dir string) {
 	t.Helper()
+	if built := os.Getenv("TESTBED_BUILT"); built != "" {
+		for _, p := range []string{"weftd", "flowctl"} {
+			if err := os.Symlink(filepath.Join(built, p), filepath.Join(dir, p)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return
+	}
 	cmd := exec.Command("go", "build", "-o", dir, "weft/tools/weftd", "weft/tools/flowctl")
 	if uid, err := strconv.Atoi(os.Getenv("SUDO_UID")); err == nil {
 		gid, err := strconv.Atoi(os.Getenv("SUDO_GID"))
@@ -186,7 +196,8 @@ func (h *house) launch(t *testing.T, program, config string, env ...string) *wef
 		t.Fatal(err)
 	}
 	w := &weftd{cmd: exec.Command("nsenter", "--net=/run/netns/"+h.here, program, "-config", path)}
-	w.cmd.Env = append(os.Environ(), append(env, "WEFT_LISTEN_SOCKET="+h.socket)...)
+	ours := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "WEFT_EMULATED=") }) // no key of the agent's
+	w.cmd.Env = append(ours, append(env, "WEFT_LISTEN_SOCKET="+h.socket)...)
 	w.cmd.Stderr, w.cmd.Stdout = &w.log, &w.out
 	if err := w.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -324,34 +335,40 @@ func (h *house) leftovers(t *testing.T) (left []string) {
 		if err != nil {
 			return err
 		}
-		for name, at := range map[string]ebpf.AttachType{"tcx ingress": ebpf.AttachTCXIngress, "tcx egress": ebpf.AttachTCXEgress} {
-			got, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: at})
-			if errors.Is(err, ebpf.ErrNotSupported) {
-				continue // a kernel without tcx
-			}
-			if err != nil {
-				return err
-			}
-			for range got.Programs {
-				left = append(left, name)
-			}
-		}
-		for name, parent := range map[string]uint32{"clsact ingress": netlink.HANDLE_MIN_INGRESS, "clsact egress": netlink.HANDLE_MIN_EGRESS} {
-			filters, err := netlink.FilterList(l, parent)
-			if err != nil {
-				return err
-			}
-			for range filters {
-				left = append(left, name)
-			}
-		}
-		qdiscs, err := netlink.QdiscList(l)
-		for _, q := range qdiscs {
-			if q.Type() == "clsact" {
-				left = append(left, "clsact qdisc")
-			}
-		}
+		left, err = hanging(l)
 		return err
 	})
 	return left
+}
+
+// hanging is what hangs on a device of the thread's namespace.
+func hanging(l netlink.Link) (left []string, err error) {
+	for name, at := range map[string]ebpf.AttachType{"tcx ingress": ebpf.AttachTCXIngress, "tcx egress": ebpf.AttachTCXEgress} {
+		got, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: at})
+		if errors.Is(err, ebpf.ErrNotSupported) {
+			continue // a kernel without tcx
+		}
+		if err != nil {
+			return nil, err
+		}
+		for range got.Programs {
+			left = append(left, name)
+		}
+	}
+	for name, parent := range map[string]uint32{"clsact ingress": netlink.HANDLE_MIN_INGRESS, "clsact egress": netlink.HANDLE_MIN_EGRESS} {
+		filters, err := netlink.FilterList(l, parent)
+		if err != nil {
+			return nil, err
+		}
+		for range filters {
+			left = append(left, name)
+		}
+	}
+	qdiscs, err := netlink.QdiscList(l)
+	for _, q := range qdiscs {
+		if q.Type() == "clsact" {
+			left = append(left, "clsact qdisc")
+		}
+	}
+	return left, err
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -78,81 +79,174 @@ func (h *house) send(t *testing.T, x tenant) {
 	})
 }
 
-// Two tenants with the same 5-tuple at the same time have a record each, with what
-// each sent, on two bridges of one namespace, in two VRFs and in two VNIs.
-func TestTenantsWithEqualFlowsStayApart(t *testing.T) {
-	for _, c := range []struct {
-		name, netns string
-		join        func(t *testing.T, h *house, i int, x *tenant, bridge string)
-	}{
-		{"two bridges", "all", func(t *testing.T, h *house, i int, x *tenant, bridge string) {
-			h.port(t, fmt.Sprint("two", i), bridge, x.two)
-		}},
-		{"two VRFs", "all", func(t *testing.T, h *house, i int, x *tenant, bridge string) {
-			vrf := fmt.Sprint("vrf", i)
-			if out, err := exec.Command("ip", "-n", h.here, "link", "add", vrf, "type", "vrf", "table", strconv.Itoa(10+i)).CombinedOutput(); err != nil {
-				t.Skipf("this kernel has no VRF: %s", out)
-			}
-			command(t, "ip", "-n", h.here, "link", "set", vrf, "up")
-			command(t, "ip", "-n", h.here, "link", "set", bridge, "master", vrf)
-			command(t, "ip", "-n", h.here, "addr", "add", "10.5.0.254/24", "dev", bridge)
-			h.port(t, fmt.Sprint("two", i), bridge, x.two)
-		}},
-		{"two VNIs", "", func(t *testing.T, h *house, i int, x *tenant, bridge string) { // the far end is another host's
-			vni := strconv.Itoa(100 * (i + 1))
-			command(t, "ip", "-n", h.here, "link", "add", "vx"+vni, "type", "vxlan", "id", vni, "dev", device, "local", hereAddr, "remote", thereAddr, "dstport", "4789")
-			command(t, "ip", "-n", h.here, "link", "set", "vx"+vni, "master", bridge, "up")
-			command(t, "ip", "-n", h.there, "link", "add", "vx"+vni, "type", "vxlan", "id", vni, "dev", "wire1", "local", thereAddr, "remote", hereAddr, "dstport", "4789")
-			command(t, "ip", "-n", h.there, "link", "set", "vx"+vni, "netns", x.two, "name", "eth0")
-		}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			h := newHouse(t)
-			all := tenants(t, func(i int, x *tenant) {
-				bridge := fmt.Sprint("br", i)
-				command(t, "ip", "-n", h.here, "link", "add", bridge, "type", "bridge")
-				command(t, "ip", "-n", h.here, "link", "set", bridge, "up")
-				h.port(t, fmt.Sprint("one", i), bridge, x.one)
-				c.join(t, h, i, x, bridge)
-			})
-			h.start(t, "dataplane: {interval: 200ms, netns: ["+c.netns+"]}\nflows: {active_timeout: 2s, idle_timeout: 1s}\n")
-			h.apart(t, all)
+// makes a device; a kernel that has no such kind skips a laptop's test, not the guests'.
+func (h *house) makes(t *testing.T, kind string, args ...string) {
+	t.Helper()
+	out, err := exec.Command("ip", append([]string{"-n", h.here, "link", "add"}, args...)...).CombinedOutput()
+	switch {
+	case err == nil:
+	case os.Getenv("WEFT_EMULATED") == "1":
+		t.Fatalf("make a %s: %v: %s", kind, err, out)
+	default:
+		t.Skipf("this kernel has no %s: %s (make test-kernels)", kind, out)
+	}
+}
+
+// ways are how two tenants with the same addresses may be joined in the agent's
+// namespace. A tenant's packets show in so many scopes. Who its second end is is known
+// unless that is another host's.
+var ways = []struct {
+	name   string
+	all    bool // the tenants' namespaces are watched, too
+	scopes int
+	remote bool
+	join   func(t *testing.T, h *house, i int, x *tenant)
+}{
+	{"two bridges", true, 1, false, func(t *testing.T, h *house, i int, x *tenant) {
+		h.port(t, fmt.Sprint("two", i), h.bridge(t, i, x), x.two)
+	}},
+	{"bridges in two VRFs", true, 1, false, func(t *testing.T, h *house, i int, x *tenant) {
+		bridge := h.bridge(t, i, x)
+		command(t, "ip", "-n", h.here, "link", "set", bridge, "master", h.vrf(t, i))
+		command(t, "ip", "-n", h.here, "addr", "add", "10.5.0.254/24", "dev", bridge)
+		h.port(t, fmt.Sprint("two", i), bridge, x.two)
+	}},
+	{"two VRFs that route", true, 1, false, func(t *testing.T, h *house, i int, x *tenant) {
+		h.routed(t, i, x)
+	}},
+	{"two VRFs that route, watched alone", false, 1, false, func(t *testing.T, h *house, i int, x *tenant) {
+		h.routed(t, i, x)
+	}},
+	{"two VLANs of a trunk", false, 2, true, func(t *testing.T, h *house, i int, x *tenant) { // the far end is another host's
+		vlan := strconv.Itoa(100 * (i + 1))
+		h.makes(t, "VLAN device", "link", device, "name", "vlan"+vlan, "type", "vlan", "id", vlan)
+		command(t, "ip", "-n", h.here, "link", "set", "vlan"+vlan, "master", h.bridge(t, i, x), "up")
+		command(t, "ip", "-n", h.there, "link", "add", "link", "wire1", "name", "vlan"+vlan, "type", "vlan", "id", vlan)
+		command(t, "ip", "-n", h.there, "link", "set", "vlan"+vlan, "netns", x.two, "name", "eth0")
+	}},
+	{"two VNIs", false, 1, true, func(t *testing.T, h *house, i int, x *tenant) { // the far end is another host's
+		vni := strconv.Itoa(100 * (i + 1))
+		command(t, "ip", "-n", h.here, "link", "add", "vx"+vni, "type", "vxlan", "id", vni, "dev", device, "local", hereAddr, "remote", thereAddr, "dstport", "4789")
+		command(t, "ip", "-n", h.here, "link", "set", "vx"+vni, "master", h.bridge(t, i, x), "up")
+		command(t, "ip", "-n", h.there, "link", "add", "vx"+vni, "type", "vxlan", "id", vni, "dev", "wire1", "local", thereAddr, "remote", hereAddr, "dstport", "4789")
+		command(t, "ip", "-n", h.there, "link", "set", "vx"+vni, "netns", x.two, "name", "eth0")
+	}},
+}
+
+// bridge makes a tenant's bridge, with its first end on it.
+func (h *house) bridge(t *testing.T, i int, x *tenant) string {
+	t.Helper()
+	bridge := fmt.Sprint("br", i)
+	command(t, "ip", "-n", h.here, "link", "add", bridge, "type", "bridge")
+	command(t, "ip", "-n", h.here, "link", "set", bridge, "up")
+	h.port(t, fmt.Sprint("one", i), bridge, x.one)
+	return bridge
+}
+
+// vrf makes a tenant's VRF.
+func (h *house) vrf(t *testing.T, i int) string {
+	t.Helper()
+	vrf := fmt.Sprint("vrf", i)
+	h.makes(t, "VRF", vrf, "type", "vrf", "table", strconv.Itoa(10+i))
+	command(t, "ip", "-n", h.here, "link", "set", vrf, "up")
+	return vrf
+}
+
+// routed has a tenant's VRF route between its two ends.
+func (h *house) routed(t *testing.T, i int, x *tenant) {
+	t.Helper()
+	vrf := h.vrf(t, i)
+	for _, end := range []struct{ port, ns, addr string }{{fmt.Sprint("one", i), x.one, tenantOne}, {fmt.Sprint("two", i), x.two, tenantTwo}} {
+		h.port(t, end.port, vrf, end.ns)
+		command(t, "ip", "-n", h.here, "route", "add", end.addr+"/32", "dev", end.port, "vrf", vrf)
+		h.in(t, h.here, func() error { // the ends believe that they are neighbours
+			return errors.Join(
+				os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0),
+				os.WriteFile("/proc/sys/net/ipv4/conf/"+end.port+"/proxy_arp", []byte("1"), 0),
+				os.WriteFile("/proc/sys/net/ipv4/neigh/"+end.port+"/proxy_delay", []byte("0"), 0))
 		})
 	}
 }
 
-// apart has each tenant send, and waits for a record for each with what it sent.
-func (h *house) apart(t *testing.T, all []tenant) {
+// Two tenants with the same 5-tuple at the same time have records of their own, with
+// what each sent and with their own ends.
+func TestTenantsWithEqualFlowsStayApart(t *testing.T) {
+	for _, way := range ways {
+		t.Run(way.name, func(t *testing.T) {
+			h := newHouse(t)
+			all := tenants(t, func(i int, x *tenant) { way.join(t, h, i, x) })
+			watched := ""
+			if way.all {
+				watched = all[0].one + "," + all[0].two + "," + all[1].one + "," + all[1].two
+			}
+			h.start(t, "dataplane: {interval: 200ms, netns: ["+watched+"]}\nflows: {active_timeout: 2s, idle_timeout: 1s}\n")
+			h.apart(t, all, way.scopes, way.remote)
+		})
+	}
+}
+
+// tenantScope is where a tenant's records may be.
+type tenantScope struct {
+	netns float64
+	vlan  int
+}
+
+// apart has each tenant send, and waits until it has all that it sent in each of so many
+// scopes, which nobody else has a record in.
+func (h *house) apart(t *testing.T, all []tenant, scopes int, remote bool) {
 	t.Helper()
 	for _, x := range all {
 		h.send(t, x)
 	}
-	h.eventually(t, "each tenant has a record of its own", func() error {
+	h.eventually(t, "each tenant has records of its own", func() error {
 		text, complaint, code := h.flowctl(t, "observe", "--last", "1000", "--to-port", "5000", "-o", "jsonl")
 		if code != 0 {
 			return fmt.Errorf("exit code %d: %s", code, complaint)
 		}
-		packets := map[float64]uint64{}
+		packets, names := map[tenantScope]int{}, map[tenantScope][2]string{}
 		for line := range strings.Lines(text) {
 			var r struct {
-				Packets uint64
-				Scope   float64 `json:"weft.scope.netns"`
+				Packets int
+				Netns   float64 `json:"weft.scope.netns"`
+				VLAN    int     `json:"weft.scope.vlan"`
+				From    string  `json:"weft.source.evidence"`
+				To      string  `json:"weft.destination.evidence"`
 			}
 			if err := json.Unmarshal([]byte(line), &r); err != nil {
 				return err
 			}
-			packets[r.Scope] += r.Packets
+			at := tenantScope{r.Netns, r.VLAN}
+			packets[at] += r.Packets
+			_, from, _ := strings.Cut(r.From, "named ")
+			_, to, _ := strings.Cut(r.To, "named ")
+			if was, there := names[at]; there && was != [2]string{from, to} {
+				t.Fatalf("in scope %v: got names %q and %q in\n%s", at, was, []string{from, to}, text)
+			}
+			names[at] = [2]string{from, to}
 		}
-		if len(packets) != len(all) {
-			return fmt.Errorf("got packets by scope %v, want %d scopes in\n%s", packets, len(all), text)
+		if len(packets) != len(all)*scopes {
+			return fmt.Errorf("got packets by scope %v, want %d scopes in\n%s", packets, len(all)*scopes, text)
 		}
 		for _, x := range all {
-			found := false
-			for _, n := range packets {
-				found = found || n == uint64(x.packets)
+			of := 0
+			for at, n := range packets {
+				if n != x.packets {
+					continue
+				}
+				of++
+				want := [2]string{x.one, x.two}
+				if remote {
+					want[1] = ""
+				}
+				if at.vlan != 0 { // on the trunk is nobody's end
+					want[0] = ""
+				}
+				if names[at] != want {
+					return fmt.Errorf("%s in scope %v: got names %q, want %q in\n%s", x.name, at, names[at], want, text)
+				}
 			}
-			if !found {
-				return fmt.Errorf("got packets by scope %v, want %d of %s", packets, x.packets, x.name)
+			if of != scopes {
+				return fmt.Errorf("got packets by scope %v, want %d of %s in %d scopes in\n%s", packets, x.packets, x.name, scopes, text)
 			}
 		}
 		return nil
