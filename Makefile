@@ -21,7 +21,7 @@ EXEC := -exec "$(SUDO) env PATH=$(PATH) HOME=$(HOME)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build run demo test test-receivers test-runtimes test-kubernetes test-kernels bench generate generate-check lint fuzz clean
+.PHONY: help build image run demo test test-receivers test-runtimes test-kubernetes test-kernels bench generate generate-check lint fuzz clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -29,6 +29,10 @@ help: ## list the targets
 build: ## bin/weftd and bin/flowctl
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./tools/weftd ./tools/flowctl
+
+image: build ## bin/weft-image.tar, a container image of both programs and nothing else: for docker load, podman load, ctr image import
+	$(GO) run ./tools/image -o bin/weft-image.tar -tag weft:$(VERSION) -version $(VERSION) bin/weftd bin/flowctl
+	@echo 'weft:$(VERSION) is in bin/weft-image.tar; name it in deploy/kubernetes.yaml'
 
 run: build ## the agent on this host's interfaces, flows on the terminal; Ctrl-C leaves nothing behind (ARGS="-config FILE")
 	@$(SUDO) bin/weftd -print $(ARGS)
@@ -51,9 +55,9 @@ test-runtimes: ## topology and names against real gVisor, containerd and Podman 
 
 test-kubernetes: ## a real Kubernetes of two nodes, 5,000 pods of a real API server that is away for OUTAGE (20s), a real containerd (needs what tools/testbed/parts.sh names)
 	tools/testbed/parts.sh $(CACHE)/testbed
-	$(GO) test -count=1 -tags testbed -run 'ThousandsOfPods|EveryFlowBetween|Outlive' -timeout 150m -exec "$(SUDO) env TESTBED_OUTAGE=$(OUTAGE) TESTBED_PARTS=$(CACHE)/testbed PATH=$(PATH) HOME=$(HOME)" ./cni ./tools/weftd
+	$(GO) test -count=1 -tags testbed -run 'ThousandsOfPods|EveryFlowBetween|Outlive|DaemonSet' -timeout 150m -exec "$(SUDO) env TESTBED_OUTAGE=$(OUTAGE) TESTBED_PARTS=$(CACHE)/testbed PATH=$(PATH) HOME=$(HOME)" ./cni ./tools/weftd
 
-test-kernels: ## the data plane's tests in 6.1 and 6.12 guests (needs qemu-system-x86 kmod cpio busybox-static xz-utils)
+test-kernels: ## the tests of data plane, topology and names, and of tenants in VRFs and VLANs, in 6.1 and 6.12 guests (needs qemu-system-x86 kmod cpio busybox-static xz-utils)
 	tools/kernels/matrix.sh
 
 bench: build ## cost per packet as ratios, the drain, and the agent on real traffic; recorded in bench/results

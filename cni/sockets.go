@@ -3,6 +3,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +42,7 @@ type sockets struct {
 	lastAt    int64 // of the round before, Unix nanoseconds; 0: none was
 	openers   map[socketID]*opener
 	unfound   map[socketID]int
+	refused   error // of those that were looked for last; nil: all descriptors could be read
 }
 
 // listed are the sockets of all namespaces, of one kind.
@@ -167,8 +169,11 @@ func (s *sockets) findNew(bound map[socketKey][]socketID) error {
 			wanted[id.inode] = true
 		}
 	}
+	if len(s.unfound) == 0 {
+		s.refused = nil
+	}
 	if len(wanted) == 0 {
-		return nil
+		return s.refused
 	}
 	found, refused, err := findOpeners(wanted)
 	shared := map[opener]*opener{} // one for all sockets of a process, so that who is told of it stays
@@ -188,10 +193,11 @@ func (s *sockets) findNew(bound map[socketKey][]socketID) error {
 			s.openers[id] = shared[o]
 		}
 	}
-	if refused > 0 && err == nil {
-		err = fmt.Errorf("the descriptors of %d processes may not be read: it needs CAP_SYS_PTRACE", refused)
+	s.refused = nil
+	if refused > 0 {
+		s.refused = fmt.Errorf("the descriptors of %d processes may not be read: it needs CAP_SYS_PTRACE, and CAP_DAC_READ_SEARCH for other users' processes", refused)
 	}
-	return err
+	return cmp.Or(err, s.refused)
 }
 
 // publish makes the snapshot of what was found at a time.

@@ -84,7 +84,7 @@ start_api() {
 	begin api cp kube-apiserver --etcd-servers=http://127.0.0.1:2379 "--cert-dir=$STATE/pki" --service-account-issuer=https://weft.test \
 		"--service-account-signing-key-file=$STATE/sa.key" "--service-account-key-file=$STATE/sa.key" "--token-auth-file=$STATE/tokens.csv" \
 		--authorization-mode=RBAC --service-cluster-ip-range=$services --advertise-address=10.240.0.1 --secure-port=6443 \
-		--kubelet-preferred-address-types=InternalIP --disable-admission-plugins=ServiceAccount --allow-privileged=true
+		--kubelet-preferred-address-types=InternalIP --allow-privileged=true
 	until_true 60 "the API server is ready" inside cp curl -sfk https://127.0.0.1:6443/readyz
 }
 
@@ -170,7 +170,7 @@ up() {
 	start_api
 	local loop=(--kubeconfig "$STATE/admin" --authentication-kubeconfig "$STATE/admin" --authorization-kubeconfig "$STATE/admin"
 		--authentication-skip-lookup --leader-elect=false --bind-address 127.0.0.1)
-	begin manager cp kube-controller-manager "${loop[@]}" --service-account-private-key-file "$STATE/sa.key" --cluster-cidr $pods --allocate-node-cidrs=false
+	begin manager cp kube-controller-manager "${loop[@]}" --service-account-private-key-file "$STATE/sa.key" --root-ca-file "$STATE/pki/apiserver.crt" --cluster-cidr $pods --allocate-node-cidrs=false
 	begin scheduler cp kube-scheduler "${loop[@]}"
 	for n in "${nodes[@]}"; do
 		until_true 20 "containerd of node $n answers" ctr -a "$STATE/n$n/c.sock" version

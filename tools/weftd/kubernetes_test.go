@@ -223,24 +223,29 @@ func TestEveryFlowBetweenPodsSaysWhoseItIs(t *testing.T) {
 	}
 }
 
-// deploy runs the workloads, and an agent on each node that may ask the API server for so long.
-func (c *cluster) deploy(t *testing.T, token time.Duration) (agents []kubeAgent) {
-	build(t, c.dir)
+// run runs the workloads.
+func (c *cluster) run(t *testing.T) {
 	manifest := filepath.Join(c.dir, "workloads.json")
 	if err := os.WriteFile(manifest, []byte(workloads()), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c.kubectl(t, "apply", "-f", manifest)
-	c.kubectl(t, "rollout", "status", "deployment/web", "--timeout=60s")
-	c.kubectl(t, "rollout", "status", "daemonset/client", "--timeout=60s")
-	c.kubectl(t, "rollout", "status", "deployment/spare", "--timeout=60s")
+	for _, w := range []string{"deployment/web", "daemonset/client", "deployment/spare"} {
+		c.kubectl(t, "rollout", "status", w, "--timeout=60s")
+	}
+}
+
+// deploy runs the workloads, and an agent on each node that may ask the API server for so long.
+func (c *cluster) deploy(t *testing.T, token time.Duration) (agents []kubeAgent) {
+	build(t, c.dir)
+	c.run(t)
 	c.kubectl(t, "apply", "-f", "../../deploy/kubernetes.yaml", "-l", "app.kubernetes.io/component=access")
 	c.kubectl(t, "apply", "-f", "../../deploy/kubernetes.yaml", "--dry-run=server")
 	config := c.script(t, "kubeconfig", c.kubectl(t, "-n", "weft", "create", "token", "weft", "--duration", token.String()))
 	if err := os.WriteFile(filepath.Join(c.dir, "agent"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range []string{"n1", "n2"} {
+	for _, n := range nodes {
 		agents = append(agents, c.agent(t, n))
 	}
 	var w waiter
@@ -292,7 +297,7 @@ func (c *cluster) everyPath(t *testing.T, clients, servers []kubeEnd, vip, nodeP
 	var w waiter
 	w.until(t, "every connection has its records", func() error {
 		views := map[string]map[string][]kubeRecord{} // by connection and node
-		for _, n := range []string{"n1", "n2"} {
+		for _, n := range nodes {
 			for _, p := range []string{"80", "8080", nodePort} {
 				text, err := c.flowctl(n, "observe", "--protocol", "tcp", "--to-port", p, "--since", time.Since(began).String(), "-o", "jsonl")
 				if err != nil {
