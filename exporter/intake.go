@@ -16,6 +16,7 @@ const (
 type Intake struct {
 	Filter *flows.Filter // nil: every record
 	Sample Sample
+	Redact *Redactor // nil: nothing is changed; of this sink alone
 }
 
 // choose is what is taken of records, and how many the filter and the sampling left

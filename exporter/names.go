@@ -347,7 +347,7 @@ func hasPorts(r *flows.Record) bool {
 
 func networkType(k flows.Key) string {
 	switch a := k.Src.Addr(); {
-	case a.Is4():
+	case a.Is4() || hashedFamily(a) == 4:
 		return "ipv4"
 	case a.Is6():
 		return "ipv6"

@@ -156,12 +156,13 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.NoLedger {
+	if c.NoLedger || c.Redact != nil { // the ledger names devices, the histograms servers
 		metrics.endpoint = ""
 	}
 	if logs.endpoint == "" && metrics.endpoint == "" {
 		return nil, fmt.Errorf("start OTLP: no endpoint: set %s or OTEL_EXPORTER_OTLP_ENDPOINT", c.key("endpoint"))
 	}
+	c.Redact.resource(resource)
 	o := &OTLP{
 		queue: newQueue(cmp.Or(c.Name, "otlp"), c.Queue), encoder: newEncoder(resource, c.Version, time.Now()),
 		flush: cmp.Or(c.Flush, time.Second), finish: cmp.Or(c.Finish, DefaultFinish), stop: make(chan struct{}),

@@ -94,8 +94,10 @@ func (q *queue) next(most int, linger time.Duration) ([]flows.Record, bool) {
 		q.mu.Lock()
 		n := q.gathered()
 		if n > 0 && (!patient || q.closed || n >= uint64(most)) {
-			defer q.mu.Unlock()
-			return q.take(most), true
+			records := q.take(most)
+			q.mu.Unlock()
+			q.intake.Redact.apply(records)
+			return records, true
 		}
 		closed := q.closed
 		q.mu.Unlock()
@@ -113,6 +115,7 @@ func (q *queue) next(most int, linger time.Duration) ([]flows.Record, bool) {
 	}
 }
 
+// take copies records, so that the worker may write to its own.
 func (q *queue) take(most int) (records []flows.Record) {
 	for len(q.waiting) > 0 && len(records) < most {
 		front := q.waiting[0]

@@ -263,6 +263,13 @@ func checkFileOrNone(s string) error {
 	return nil
 }
 
+func checkKeyFile(s string) error {
+	if s != "" && !filepath.IsAbs(s) {
+		return fmt.Errorf("%q is not an absolute path; write one such as /etc/weft/redact.key", s)
+	}
+	return nil
+}
+
 func checkFolder(s string) error {
 	if !filepath.IsAbs(s) {
 		return fmt.Errorf("%q is not an absolute path; write one such as /var/lib/cni/results", s)

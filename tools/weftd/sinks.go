@@ -39,7 +39,9 @@ type sinkConfig struct {
 	kind *sinkKind // nil: a mistake
 
 	filter []string        // terms, as they are written
-	intake exporter.Intake // made of filter, and of the keys below sample
+	intake exporter.Intake // made of filter, of the keys below sample, and of redact
+	redact exporter.RedactConfig
+	names  exporter.Treatment // of what redact says nothing about, but for addresses
 
 	otlp exporter.OTLPConfig
 }
@@ -50,7 +52,7 @@ type sinkKind struct {
 	name string
 	keys func(prefix string, s *sinkConfig) []key
 	// check joins every mistake of s; each begins with the full name of its key.
-	check  func(s *sinkConfig, prefix string) error
+	check  func(c *Config, s *sinkConfig) error
 	folder string // key below the kind of the folder that no other sink may have; empty: none
 	target func(s *sinkConfig) string
 	open   func(s *sinkConfig, log *slog.Logger) (outlet, error)
@@ -80,7 +82,8 @@ var sinkKinds = []sinkKind{
 
 // checkOTLPSink also completes the settings: those variables of OpenTelemetry that
 // say where to send are exporter.otlp's, the ones that describe the agent are everybody's.
-func checkOTLPSink(s *sinkConfig, prefix string) error {
+func checkOTLPSink(c *Config, s *sinkConfig) error {
+	prefix := s.prefix()
 	s.otlp.Name, s.otlp.Prefix, s.otlp.Version = s.name, strings.TrimSuffix(prefix, "."), ownVersion()
 	s.otlp.Getenv = func(name string) string {
 		if strings.HasPrefix(name, "OTEL_EXPORTER_") {
@@ -92,6 +95,12 @@ func checkOTLPSink(s *sinkConfig, prefix string) error {
 		return fmt.Errorf("%sendpoint: missing; write the receiver's, such as http://collector:4317", prefix)
 	}
 	err := s.otlp.Check()
+	if s.redact.On() {
+		if c.given(prefix+"ledger") && !s.otlp.NoLedger {
+			err = errors.Join(err, fmt.Errorf("%sledger: the ledger names devices and servers, and the sink redacts; write off, or take redact out", prefix))
+		}
+		s.otlp.NoLedger = true
+	}
 	s.otlp = s.otlp.InForce()
 	return err
 }
@@ -100,7 +109,7 @@ func checkOTLPSink(s *sinkConfig, prefix string) error {
 func newSinkConfig(name string, at origin) *sinkConfig {
 	o := defaultConfig().OTLP
 	o.Queue = exporter.DefaultQueue
-	return &sinkConfig{name: name, at: at, otlp: o}
+	return &sinkConfig{name: name, at: at, otlp: o, redact: exporter.RedactConfig{IPv4: 24, IPv6: 48}}
 }
 
 // key is what s is called in the configuration.
@@ -116,6 +125,7 @@ func (s *sinkConfig) keys() []key {
 		fraction(s.key()+".sample.rate", func(*Config) *float64 { return &s.intake.Sample.Rate }),
 		duration(s.key()+".sample.slow", func(*Config) *time.Duration { return &s.intake.Sample.Slow }, 0, time.Hour),
 	}
+	all = append(all, s.redactKeys()...)
 	for i := range sinkKinds {
 		if k := &sinkKinds[i]; s.kind == nil || s.kind == k {
 			all = append(all, k.keys(s.key()+"."+k.name+".", s)...)
@@ -257,7 +267,7 @@ func (c *Config) settleSinks() mistakes {
 		taken[filepath.Clean(c.OTLP.Spool.Dir)] = "exporter.spool.dir"
 	}
 	for _, s := range c.Sinks {
-		bad = append(bad, c.found(errors.Join(s.settle(), s.kind.check(s, s.prefix())), s.at)...)
+		bad = append(bad, c.found(errors.Join(s.settle(), s.settleRedact(c), s.kind.check(c, s)), s.at)...)
 		key, path := s.folder()
 		if path == "" {
 			continue

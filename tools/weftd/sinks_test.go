@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -42,6 +47,10 @@ func TestSinkMistakesNameKeyLineAndMend(t *testing.T) {
 		"bad term":       {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      filter:\n        - port 1\n        - prt 2", `:7: exporter.sinks.a.filter: filter "prt": no such filter`},
 		"bad rate":       {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      sample: {rate: 10}", `:5: exporter.sinks.a.sample.rate: "10" is no share`},
 		"slow alone":     {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      sample: {slow: 1s}", `:5: exporter.sinks.a.sample.slow: without a rate`},
+		"no hash key":    {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      redact: {address: hash}", `:3: exporter.sinks.a.redact.key: missing`},
+		"bad treatment":  {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      redact: {pod: truncate}", `:5: exporter.sinks.a.redact.pod: "truncate" is not one of keep, drop, hash`},
+		"unknown field":  {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      redact: {pods: drop}", `:5: unknown key exporter.sinks.a.redact.pods; did you mean exporter.sinks.a.redact.pod?`},
+		"ledger leaks":   {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1', ledger: on}\n      redact: {pod: drop}", `:4: exporter.sinks.a.otlp.ledger: the ledger names devices`},
 		"anchor is fine": {"exporter:\n  sinks:\n    a: {otlp: &x {endpoint: 'http://a:1'}}\n    b: {otlp: *x}", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -92,6 +101,8 @@ func TestSameSinkIsToldFromAChangedOne(t *testing.T) {
 // receiver counts the log records that it was sent.
 type receiver struct {
 	records atomic.Uint64
+	mu      sync.Mutex
+	bodies  [][]byte
 	*httptest.Server
 }
 
@@ -104,6 +115,9 @@ func newReceiver(t *testing.T) *receiver {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
+		r.mu.Lock()
+		r.bodies = append(r.bodies, body)
+		r.mu.Unlock()
 		for _, rl := range m.ResourceLogs {
 			for _, sl := range rl.ScopeLogs {
 				r.records.Add(uint64(len(sl.LogRecords)))
@@ -112,6 +126,13 @@ func newReceiver(t *testing.T) *receiver {
 	}))
 	t.Cleanup(r.Close)
 	return r
+}
+
+// was reports whether text is in what the receiver was sent.
+func (r *receiver) was(text string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(r.bodies, func(b []byte) bool { return bytes.Contains(b, []byte(text)) })
 }
 
 // hangs is an endpoint that takes connections and never answers.
@@ -248,5 +269,37 @@ func TestSinkTakesWhatItsFilterAndItsRateSay(t *testing.T) {
 	}
 	if l, _ := a.store.Ledger(); !l.Balanced() {
 		t.Error(l.Check())
+	}
+}
+
+func TestOneSinkRedactsAndTheOtherDoesNot(t *testing.T) {
+	open, shut := newReceiver(t), newReceiver(t)
+	path := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(path, []byte("a key of more than sixteen bytes"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := sinkAgent(t, `exporter:
+  sinks:
+    open: {otlp: {endpoint: "`+open.URL+`", community_id: on, protocol: http/protobuf, compression: none, flush: 10ms, ledger: off}}
+    shut: {otlp: {endpoint: "`+shut.URL+`", community_id: on, protocol: http/protobuf, compression: none, flush: 10ms}, redact: {key: `+path+`, names: drop, address: hash, pod: hash}}
+`)
+	if c := a.cfg.Sinks[1].redact; c.Fields[exporter.RedactPod] != exporter.Hash || c.Fields[exporter.RedactNode] != exporter.Drop {
+		t.Errorf("got fields %v, want names dropped but for the pod", c.Fields)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.offer(100)
+	eventually(t, func() error {
+		if open.records.Load() != 100 || shut.records.Load() != 100 {
+			return fmt.Errorf("got %d and %d records, want 100 each", open.records.Load(), shut.records.Load())
+		}
+		return nil
+	})
+	for _, text := range []string{"10.0.0.7", "192.0.2.1", "weft.flow.community_id", host} {
+		if !open.was(text) || shut.was(text) {
+			t.Errorf("%q: got it %t in what is open and %t in what is redacted, want true and false", text, open.was(text), shut.was(text))
+		}
 	}
 }

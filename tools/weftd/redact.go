@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	"weft/exporter"
+)
+
+var nameTreatments = []choice[exporter.Treatment]{{"keep", exporter.Keep}, {"drop", exporter.Drop}, {"hash", exporter.Hash}}
+
+// redactKeys are the settings of what a sink redacts, one a field.
+func (s *sinkConfig) redactKeys() []key {
+	prefix := s.key() + ".redact."
+	all := []key{
+		text(prefix+"key", func(*Config) *string { return &s.redact.Key }, checkKeyFile),
+		number(prefix+"ipv4", func(*Config) *int { return &s.redact.IPv4 }, 0, 32),
+		number(prefix+"ipv6", func(*Config) *int { return &s.redact.IPv6 }, 0, 128),
+		word(prefix+"names", func(*Config) *exporter.Treatment { return &s.names }, nameTreatments...),
+	}
+	for f := range exporter.NumRedactFields {
+		choices := nameTreatments
+		if f == exporter.RedactAddress {
+			choices = append(choices[:len(choices):len(choices)], choice[exporter.Treatment]{"truncate", exporter.Truncate})
+		}
+		all = append(all, word(prefix+f.String(), func(*Config) *exporter.Treatment { return &s.redact.Fields[f] }, choices...))
+	}
+	return all
+}
+
+// settleRedact applies names to the fields that c does not give, and makes the redactor.
+func (s *sinkConfig) settleRedact(c *Config) (err error) {
+	prefix := s.key() + ".redact."
+	for f := range exporter.NumRedactFields {
+		if f != exporter.RedactAddress && !c.given(prefix+f.String()) {
+			s.redact.Fields[f] = s.names
+		}
+	}
+	if s.intake.Redact, err = exporter.NewRedactor(s.redact); err != nil {
+		return fmt.Errorf("%skey: %w", prefix, err)
+	}
+	return nil
+}
