@@ -3,17 +3,23 @@
 package exporter
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"syscall"
+	"time"
 
+	"weft/exporter/api"
 	"weft/flows"
 )
 
-// Print is a sink that writes records for a person, in any [Format]. A slow
-// reader does not hold the drain up: records wait in a bounded queue.
+// Print is a sink that writes records as text, for a person in any [Format] or for a
+// program as lines of JSON. A slow reader does not hold the drain up: records wait in a
+// bounded queue.
 //
 // After a failed write it writes no more: the failure is logged once (a reader
 // that left is none to log), and these and all further records are
@@ -22,23 +28,82 @@ import (
 // ask for the signal with os/signal.
 type Print struct {
 	out    io.Writer
-	format *Formatter
+	lines  appendLines
+	linger time.Duration
 	log    *slog.Logger
 	queue  *queue
 	done   chan struct{}
-	failed error // the worker's
+
+	mu     sync.Mutex
+	failed error // of the first write that failed
 }
 
 // NewPrint starts a printer of up to queue waiting records (0: [DefaultQueue]).
 // A nil log logs nothing. The caller must Close it.
 func NewPrint(out io.Writer, format *Formatter, queue int, log *slog.Logger) *Print {
-	p := &Print{out: out, format: format, log: logger(log), queue: newQueue("print", queue), done: make(chan struct{})}
+	return startPrint("print", out, func(dst []byte, records []flows.Record) ([]byte, int, error) {
+		for i := range records {
+			dst = format.Append(dst, &records[i])
+		}
+		return dst, len(records), nil
+	}, 0, queue, Intake{}, log)
+}
+
+// StdoutConfig says what a sink writes to standard output.
+type StdoutConfig struct {
+	Name   string        // of the sink; empty: "stdout"
+	Format LineFormat    // empty: [LinesFlows]
+	Flush  time.Duration // how long records gather before they are written; 0: not at all
+	Queue  int           // records that may wait; 0: [DefaultQueue]
+
+	Intake // which records it takes
+
+	Version string              // service.version, of [LinesOTLP]
+	Getenv  func(string) string // for OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME; nil: os.Getenv
+	Log     *slog.Logger        // nil: none
+}
+
+// Check is what is wrong with c, with the name of its key.
+func (c StdoutConfig) Check() error {
+	if c.Format == "" {
+		return nil
+	}
+	if _, err := ParseLineFormat(string(c.Format)); err != nil {
+		return fmt.Errorf("format: %w", err)
+	}
+	return nil
+}
+
+// NewStdout starts a sink that writes lines of JSON to out. The caller must Close it.
+func NewStdout(out io.Writer, c StdoutConfig) (*Print, error) {
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	l, err := newLiner(cmp.Or(c.Format, LinesFlows), c.Version, c.Getenv, c.Redact)
+	if err != nil {
+		return nil, err
+	}
+	return startPrint(cmp.Or(c.Name, "stdout"), out, l.append, c.Flush, c.Queue, c.Intake, c.Log), nil
+}
+
+func startPrint(name string, out io.Writer, lines appendLines, linger time.Duration, queue int, in Intake, log *slog.Logger) *Print {
+	p := &Print{out: out, lines: lines, linger: linger, log: logger(log).With("sink", name), queue: newQueue(name, queue), done: make(chan struct{})}
+	p.queue.intake = in
 	go p.work()
 	return p
 }
 
-// Name is "print".
+// Name is "print", or the configuration's.
 func (p *Print) Name() string { return p.queue.account.Name }
+
+// Status is the sink for `flowctl status`.
+func (p *Print) Status() *api.SinkStatus {
+	s := &api.SinkStatus{Account: AccountToWire(p.Account()), Target: "standard output", State: stateOK}
+	if err := p.failure(); err != nil {
+		s.State = stateRefused + ": " + err.Error()
+	}
+	return s
+}
 
 // Export queues w's records.
 func (p *Print) Export(_ context.Context, w flows.Window) error {
@@ -56,36 +121,35 @@ func (p *Print) Close(ctx context.Context) error {
 	p.queue.close()
 	select {
 	case <-p.done:
-		return p.failed
+		return p.failure()
 	case <-ctx.Done():
 		p.queue.abandon("shutdown")
 		return nil
 	}
 }
 
+func (p *Print) failure() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.failed
+}
+
 func (p *Print) work() {
 	defer close(p.done)
-	var text []byte
-	for {
-		records, ok := p.queue.next(256, 0)
-		if !ok {
-			return
-		}
-		text = text[:0]
-		for i := range records {
-			text = p.format.Append(text, &records[i])
-		}
-		p.write(text, len(records))
-	}
+	writeLines(p.queue, p.lines, p.linger, p.log, p.write)
 }
 
 func (p *Print) write(text []byte, records int) {
-	if p.failed == nil {
-		if _, p.failed = p.out.Write(text); p.failed != nil && !errors.Is(p.failed, syscall.EPIPE) {
-			p.log.Error("printing flows stopped", "err", p.failed)
+	failed := p.failure()
+	if failed == nil {
+		if _, failed = p.out.Write(text); failed != nil && !errors.Is(failed, syscall.EPIPE) {
+			p.log.Error("printing flows stopped", "err", failed)
 		}
+		p.mu.Lock()
+		p.failed = failed
+		p.mu.Unlock()
 	}
-	if p.failed != nil {
+	if failed != nil {
 		p.queue.settle(0, records, "write_failed")
 		return
 	}

@@ -133,3 +133,81 @@ func (b *syncBuffer) String() string {
 	defer b.mu.Unlock()
 	return b.buf.String()
 }
+
+func TestStdoutWritesLinesOfEitherFormat(t *testing.T) {
+	checkNoLeak(t)
+	for _, format := range []LineFormat{LinesFlows, LinesOTLP} {
+		var out bytes.Buffer
+		p, err := NewStdout(&out, StdoutConfig{Name: "console", Format: format, Getenv: func(string) string { return "" }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		export(t, p, numbered(0, 300)...)
+		if err := p.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if a := p.Account(); a.Name != "console" || a.Acknowledged != 300 {
+			t.Errorf("%s: got %+v, want 300 acknowledged", format, a)
+		}
+		if format == LinesFlows {
+			if n := bytes.Count(out.Bytes(), []byte("\n")); n != 300 {
+				t.Errorf("got %d lines, want 300", n)
+			}
+			continue
+		}
+		dir := t.TempDir()
+		if err := os.WriteFile(dir+"/out", out.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		checkNumbers(t, writtenBytes(t, dir), 300)
+	}
+}
+
+func TestStdoutWhoseReaderLeftSaysSoInItsState(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var log syncBuffer
+	p, err := NewStdout(w, StdoutConfig{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	export(t, p, records(10)...)
+	eventually(t, "the records to be settled", func() bool { return p.Account().Waiting == 0 })
+	if s := p.Status(); !strings.Contains(s.GetState(), "broken pipe") || p.Account().Lost["write_failed"] != 10 {
+		t.Errorf("got state %q and %+v, want the broken pipe and 10 lost", s.GetState(), p.Account())
+	}
+	if err := p.Close(t.Context()); err == nil || log.String() != "" {
+		t.Errorf("close: got %v and log %q, want the broken pipe and no line", err, log.String())
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLinesNameNoHostThatIsRedacted(t *testing.T) {
+	c := RedactConfig{IPv4: 24, IPv6: 48}
+	c.Fields[RedactNode] = Drop
+	hide, err := NewRedactor(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	p, err := NewStdout(&out, StdoutConfig{Format: LinesOTLP, Intake: Intake{Redact: hide}, Getenv: func(name string) string {
+		return map[string]string{"OTEL_RESOURCE_ATTRIBUTES": "host.name=secret,service.namespace=shown"}[name]
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	export(t, p, records(1)...)
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if text := out.String(); strings.Contains(text, "secret") || !strings.Contains(text, "shown") {
+		t.Errorf("got %s, want the namespace and no host", text)
+	}
+}

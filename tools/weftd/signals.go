@@ -86,6 +86,7 @@ func (a *agent) signals(ctx context.Context, open <-chan struct{}, stop func()) 
 				a.log.Info("reload waits until the agent has started")
 				reload = true
 			default:
+				a.reopen()
 				a.reloadConfig()
 			}
 		}

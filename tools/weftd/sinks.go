@@ -43,7 +43,9 @@ type sinkConfig struct {
 	redact exporter.RedactConfig
 	names  exporter.Treatment // of what redact says nothing about, but for addresses
 
-	otlp exporter.OTLPConfig
+	otlp   exporter.OTLPConfig
+	file   exporter.FileConfig
+	stdout exporter.StdoutConfig
 }
 
 // sinkKind is a kind of sink: it knows its keys, what is wrong with their values
@@ -78,6 +80,8 @@ var sinkKinds = []sinkKind{
 			return exporter.NewOTLP(c)
 		},
 	},
+	fileKind,
+	stdoutKind,
 }
 
 // checkOTLPSink also completes the settings: those variables of OpenTelemetry that
@@ -109,7 +113,10 @@ func checkOTLPSink(c *Config, s *sinkConfig) error {
 func newSinkConfig(name string, at origin) *sinkConfig {
 	o := defaultConfig().OTLP
 	o.Queue = exporter.DefaultQueue
-	return &sinkConfig{name: name, at: at, otlp: o, redact: exporter.RedactConfig{IPv4: 24, IPv6: 48}}
+	return &sinkConfig{
+		name: name, at: at, otlp: o, file: defaultFile(), stdout: defaultStdout(),
+		redact: exporter.RedactConfig{IPv4: 24, IPv6: 48},
+	}
 }
 
 // key is what s is called in the configuration.
@@ -274,7 +281,7 @@ func (c *Config) settleSinks() mistakes {
 		}
 		path = filepath.Clean(path)
 		if other := taken[path]; other != "" {
-			bad = append(bad, mistake{cmp.Or(c.Set[key], s.at), fmt.Sprintf("%s: %s is that of %s; every sink needs a folder of its own", key, path, other)})
+			bad = append(bad, mistake{cmp.Or(c.Set[key], s.at), fmt.Sprintf("%s: %s is that of %s; every sink needs one of its own", key, path, other)})
 		}
 		taken[path] = key
 	}

@@ -32,7 +32,13 @@ import (
 func TestSinkMistakesNameKeyLineAndMend(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"no sink":        {"exporter: {sinks: [a]}", `:1: exporter.sinks must be a section of sinks`},
-		"no kind":        {"exporter:\n  sinks:\n    siem: {}", `:3: exporter.sinks.siem: of no kind; give it one of otlp`},
+		"no kind":        {"exporter:\n  sinks:\n    siem: {}", `:3: exporter.sinks.siem: of no kind; give it one of otlp, file, stdout`},
+		"two kinds":      {"exporter:\n  sinks:\n    a: {file: {path: /a}, stdout: {}}", `:3: exporter.sinks.a: file and stdout: a sink is of one kind`},
+		"no path":        {"exporter:\n  sinks:\n    a:\n      file: {keep: 3}", ":3: exporter.sinks.a.file.path: missing; write the file's"},
+		"short path":     {"exporter:\n  sinks:\n    a:\n      file: {path: flows.jsonl}", `:4: exporter.sinks.a.file.path="flows.jsonl": want the whole path`},
+		"bad format":     {"exporter:\n  sinks:\n    a:\n      stdout: {format: xml}", `:4: exporter.sinks.a.stdout.format: "xml"`},
+		"shared file":    {"exporter:\n  sinks:\n    a: {file: {path: /a}}\n    b: {file: {path: /a}}", ":4: exporter.sinks.b.file.path: /a is that of exporter.sinks.a.file.path; every sink needs"},
+		"stdout alone":   {"exporter: {sinks: {a: {stdout: {}}}}", ""},
 		"unknown kind":   {"exporter:\n  sinks:\n    siem:\n      otpl: {endpoint: a}", ":4: unknown key exporter.sinks.siem.otpl; did you mean exporter.sinks.siem.otlp"},
 		"unknown key":    {"exporter:\n  sinks:\n    siem:\n      otlp: {endpoint: 'http://a:1', protocols: grpc}", ":4: unknown key exporter.sinks.siem.otlp.protocols; did you mean exporter.sinks.siem.otlp.protocol?"},
 		"no endpoint":    {"exporter:\n  sinks:\n    siem:\n      otlp: {protocol: grpc}", ":3: exporter.sinks.siem.otlp.endpoint: missing; write the receiver's"},
