@@ -14,13 +14,14 @@ packages=${PACKAGES:-./bpf ./dataplane ./cni ./tools/weftd}
 # What the namespace tests plug together; a name that a kernel has built in is passed over.
 modules="veth bridge 8021q dummy vxlan tun cls_bpf act_bpf sch_ingress sch_tbf"
 # What the tests of topology and names need beside that; loaded after the data plane's.
-further="vrf macvlan macvtap ipvlan bonding geneve ip_gre ipip nft_chain_nat nft_nat nf_conntrack_netlink tcp_diag udp_diag"
+further="vrf macvlan macvtap ipvlan bonding geneve ip_gre ipip nft_chain_nat nft_nat nft_ct nft_masq nft_redir nf_conntrack_netlink tcp_diag udp_diag"
 programs="ip nsenter" later="nft" # with later, the data plane's tests would do what hosts do already
 # What an emulated kernel need not do: wait out a grace period at each attach, fill pages
-# with zeros, and go around the faults of CPUs that it does not run on.
-fast="fb_tunnels=none rcupdate.rcu_expedited=1 init_on_alloc=0 mitigations=off"
+# with zeros, guard memory by rewriting its own code, walk five levels of page tables, and go around the faults of
+# CPUs that it does not run on.
+fast="fb_tunnels=none kfence.sample_interval=0 apparmor=0 rcupdate.rcu_expedited=1 init_on_alloc=0 mitigations=off"
 # Hardware's help where there is any; kvm_pvm runs no kernel but its own.
-accel=(-accel "tcg,thread=multi,tb-size=512" -cpu max)
+accel=(-accel "tcg,thread=multi,tb-size=512" -cpu "max,-la57,-smap,-smep")
 if [ -w /dev/kvm ] && { [ -d /sys/module/kvm_intel ] || [ -d /sys/module/kvm_amd ]; }; then accel=(-accel kvm -cpu host); fi
 
 need() {
