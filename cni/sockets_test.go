@@ -13,10 +13,12 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"weft/flows"
 )
@@ -273,4 +275,37 @@ func BenchmarkSocketsRound(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(len(*s.now.Load())), "sockets")
+}
+
+func TestDescriptorsThatMayNotBeReadAreToldAsLongAsASocketHasNobody(t *testing.T) {
+	sleep := needTool(t, "sleep")
+	cmd := exec.Command(sleep, "60")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { kill(cmd) })
+	s := newSockets(quiet(), nil)
+	nobodys := map[socketKey][]socketID{{}: {{inode: 1}}}
+	onThread(t, func() error { // as the agent of deploy/weft.service: root, without these two
+		head, caps := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, [2]unix.CapUserData{}
+		if err := unix.Capget(&head, &caps[0]); err != nil {
+			return err
+		}
+		for _, c := range []int{unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_SYS_PTRACE} {
+			caps[c/32].Effective &^= 1 << (c % 32)
+		}
+		if err := unix.Capset(&head, &caps[0]); err != nil {
+			return err
+		}
+		for range 3 * maxUnfound { // it is looked for maxUnfound times
+			if err := s.findNew(nobodys); err == nil || !strings.Contains(err.Error(), "CAP_DAC_READ_SEARCH") {
+				t.Errorf("while a socket has nobody: got %v, want what is needed", err)
+			}
+		}
+		if err := s.findNew(nil); err != nil {
+			t.Errorf("once the socket is gone: got %v, want nothing to tell", err)
+		}
+		return nil
+	})
 }
