@@ -127,7 +127,7 @@ func (t *translations) find(k flows.Key, first, last int64) (found flows.Transla
 // add notes a translation of which the word came now, from a list or with its beginning;
 // list is the number of the latest list. In one zone no two have the same ends at a time:
 // what had them has ended.
-func (t *translations) add(new flows.Translation, zone uint16, now int64, list uint32, listed bool) {
+func (t *translations) add(to flows.Translation, zone uint16, now int64, list uint32, listed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	known, over := false, word(now)
@@ -139,14 +139,14 @@ func (t *translations) add(new flows.Translation, zone uint16, now int64, list u
 		over = times{t.sure, now}
 		began = over
 	}
-	for _, k := range []flows.Key{new.Opened, new.Sent} {
+	for _, k := range []flows.Key{to.Opened, to.Sent} {
 		n, oldest := 0, uint32(0)
 		t.each(k, func(i uint32, e *translated) bool {
 			switch {
 			case e.zone != zone || e.ended != stands:
-			case e.Translation == new:
+			case e.Translation == to:
 				known, e.listed = true, max(e.listed, list)
-			case e.Opened == new.Opened || e.Sent == new.Sent:
+			case e.Opened == to.Opened || e.Sent == to.Sent:
 				e.ended = over
 			}
 			n, oldest = n+1, i
@@ -162,7 +162,7 @@ func (t *translations) add(new flows.Translation, zone uint16, now int64, list u
 	t.empty.Store(false)
 	i := t.room()
 	e := &t.all[i]
-	*e = translated{Translation: new, zone: zone, began: began, ended: stands, listed: list}
+	*e = translated{Translation: to, zone: zone, began: began, ended: stands, listed: list}
 	for stage, k := range e.ends() {
 		if k.Src.IsValid() {
 			e.older[stage], t.index[k] = t.index[k], i

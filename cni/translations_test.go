@@ -15,7 +15,7 @@ func nanos(s float64) int64 { return int64(s * 1e9) }
 const aClient, aService, oneBackend, otherBackend = "10.0.0.1:4000", "10.96.0.1:80", "10.0.0.2:8080", "10.0.0.3:8080"
 
 // followed has read an empty list at 1 s.
-func followed(t *testing.T) *tracker {
+func followed() *tracker {
 	x := &tracker{translations: newTranslations(), list: 1}
 	x.complete(1, nanos(1))
 	return x
@@ -69,7 +69,7 @@ func TestATranslationHoldsInItsTime(t *testing.T) {
 		{"another one listed", func(x *tracker) { x.again2(one, two) }, toService, 25, 35, ""},
 		{"another one listed, later", func(x *tracker) { x.again2(one, two) }, toService, 31, 35, otherBackend},
 	} {
-		x := followed(t)
+		x := followed()
 		c.tell(x)
 		for _, k := range []flows.Key{c.k, c.k.Reverse()} {
 			got, ok := x.find(k, nanos(c.first), nanos(c.last))
@@ -105,7 +105,7 @@ func TestWhatIsListedFirstWasAlways(t *testing.T) {
 
 // TestTranslationsAreBounded, in all and of the same ports; those that have ended go first.
 func TestTranslationsAreBounded(t *testing.T) {
-	x := followed(t)
+	x := followed()
 	at := func(i int) flows.Translation {
 		o := tracking(aClient, aService)
 		o.Src = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 4000)
@@ -127,7 +127,7 @@ func TestTranslationsAreBounded(t *testing.T) {
 		t.Errorf("the one that stands: known %v, %d stand, want it and no other", ok, x.standing())
 	}
 
-	x = followed(t)
+	x = followed()
 	for i := range 1000 { // ports that are used again for ever other backends
 		to := at(0)
 		to.Sent.Dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 8080)

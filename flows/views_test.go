@@ -150,6 +150,36 @@ func TestAViewWaitsForTheOthersOfItsConnection(t *testing.T) {
 	}
 }
 
+// A connection that lasts has one record for each period, with all its views, and every
+// packet in one of them, wherever drains come between two views.
+func TestPeriodsOfAllViewsAreTheSame(t *testing.T) {
+	to := nodePorted(ProtoUDP)
+	k := newKernel(t, TableOptions{ActiveTimeout: 4 * time.Second, IdleTimeout: 3 * time.Second, Translations: &tracking{to}})
+	var rs []Record
+	sent, at := uint64(0), 0.0
+	for i := range 40 {
+		at = float64(i)
+		samples := []Sample{flow(podIn, to.Opened, 2, at-0.001)}
+		if i > 0 { // the other view of what came before
+			samples = append(samples, flow(eth0Out, to.Sent, 2, at-0.9))
+		}
+		sent += 2
+		rs = append(rs, k.drain(at, samples...)...)
+	}
+	rs = append(rs, k.drain(at+1, flow(eth0Out, to.Sent, 2, at))...)
+	rs = append(rs, k.drain(at+20)...)
+	var got uint64
+	for i, r := range rs {
+		if len(r.Hops) != 2 || r.Key != to.ends() || r.NAT == nil {
+			t.Errorf("record %d: got %s at %q, want both views", i, r.Key, hopsOf(r))
+		}
+		got += r.Packets
+	}
+	if got != sent || len(rs) < 8 || len(rs) > 11 {
+		t.Errorf("got %d packets in %d records, want %d in some 10", got, len(rs), sent)
+	}
+}
+
 // Where nobody tells of translations, the initial sequence numbers do, whichever of the
 // addresses is lower.
 func TestConnectionsAreJoinedByTheirID(t *testing.T) {

@@ -173,6 +173,8 @@ func TestTranslatedConnectionsAreOneRecord(t *testing.T) {
 		{"to a Service", client, "10.96.0.1:80", natRecord{Src: "10.79.0.2", Dst: thereAddr, DstNAT: "10.96.0.1"}, slices.Concat(forth, back)},
 		{"masqueraded to a Service", client, "10.96.0.2:80", natRecord{Src: "10.79.0.2", Dst: thereAddr, DstNAT: "10.96.0.2", SrcNAT: hereAddr}, slices.Concat(forth, back)},
 		{"masqueraded", client, "10.78.0.2:8080", natRecord{Src: "10.79.0.2", Dst: thereAddr, SrcNAT: hereAddr}, slices.Concat(forth, back)},
+		{"from the server to itself", h.there, "10.96.0.2:80", natRecord{Src: thereAddr, Dst: thereAddr, DstNAT: "10.96.0.2", SrcNAT: hereAddr},
+			[]string{"wire0 receive before", "wire0 transmit after", "wire0 receive after", "wire0 transmit before"}},
 		{"opened here", h.here, "10.96.0.1:80", natRecord{Src: hereAddr, Dst: thereAddr, DstNAT: "10.96.0.1"}, own},
 		{"IPv6", client, "[fd00:96::1]:80", natRecord{Src: "fd00:79::2", Dst: "fd00:78::2", DstNAT: "fd00:96::1"}, slices.Concat(forth, back)},
 	} {
@@ -205,9 +207,12 @@ func TestTranslatedConnectionsAreOneRecord(t *testing.T) {
 			})
 		}
 	}
-	for _, f := range [][]string{{"--to-ip", "10.96.0.1"}, {"--to-ip", "10.96.0.2"}, {"--from-ip", hereAddr, "--to-port", "8080"}, {"--to-ip", "fd00:96::/64"}} {
-		if all, text := h.natRecords(t, f...); len(all) < 2 || len(all) > 6 {
-			t.Errorf("%v: got %d records:\n%s", f, len(all), text)
+	for _, f := range []struct {
+		of   []string
+		want int
+	}{{[]string{"--to-ip", "10.96.0.1"}, 4}, {[]string{"--to-ip", "10.96.0.2"}, 4}, {[]string{"--from-ip", hereAddr, "--to-port", "8080"}, 8}, {[]string{"--to-ip", "fd00:96::/64"}, 2}} {
+		if all, text := h.natRecords(t, f.of...); len(all) != f.want {
+			t.Errorf("%v: got %d records, want %d:\n%s", f.of, len(all), f.want, text)
 		}
 	}
 	if all, text := h.natRecords(t, "--to-port", "8080"); len(all) != len(ports) {
