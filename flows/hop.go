@@ -109,7 +109,8 @@ func (t *Table) record(c *conversation, why EndReason) {
 	if !c.is(convGained) {
 		return
 	}
-	v := t.viewsOf(c)
+	var v views
+	t.viewsOf(&v, c)
 	hops := 0
 	for _, w := range v.all() {
 		t.dropIdle(w.c)

@@ -183,10 +183,10 @@ func (m tracked10k) Translation(_ Scope, k Key, _, _ int64) (Translation, bool) 
 }
 
 // BenchmarkTranslated is what a connection to a Service costs from its first sample to
-// its record: 10,000 of two views, one hop each; joined by tracking, not joined, and not translated
-// but asked for.
+// its record: 8,000 of two views, one hop each; joined by tracking, not joined, and not
+// translated but asked for.
 func BenchmarkTranslated(b *testing.B) {
-	const n = 10_000
+	const n = 8_000
 	samples := udpSamples(n, veth)
 	all := tracked10k{}
 	for i := range samples[:n] {

@@ -32,18 +32,25 @@ func (v *views) add(w view) {
 	v.n++
 }
 
-// viewsOf is every open conversation of the connection that c belongs to, c among them.
-func (t *Table) viewsOf(c *conversation) views {
-	first, last := t.span(c)
-	v := views{by: NATTracked}
-	var ok bool
-	if v.to, ok = t.translation(c, first, last); !ok || !t.collect(&v, c) {
-		v = views{by: NATConnection}
-		if v.to, ok = t.sameConnection(c); !ok || !t.collect(&v, c) {
-			return views{of: [3]view{{c: c}}, n: 1}
+// mayHaveViews reports whether there is anything that could tell of other views of c.
+func (t *Table) mayHaveViews(c *conversation) bool {
+	return !t.apart && (t.translations != nil && c.key.translatable() || c.knows(0) && c.knows(1))
+}
+
+// viewsOf sets v to every open conversation of the connection that c belongs to, c among them.
+func (t *Table) viewsOf(v *views, c *conversation) {
+	*v = views{}
+	if t.mayHaveViews(c) {
+		first, last := t.span(c)
+		var ok bool
+		if v.to, ok = t.translation(c, first, last); ok && t.collect(v, c, NATTracked) {
+			return
+		}
+		if v.to, ok = t.sameConnection(c); ok && t.collect(v, c, NATConnection) {
+			return
 		}
 	}
-	return v
+	v.add(view{c: c})
 }
 
 // span is the time of what c's hops hold.
@@ -96,9 +103,10 @@ func (t *Translation) in(k *convKey) (stage NATStage, src side, ok bool) {
 }
 
 // collect finds the conversations that v.to makes, among them c. false: one of them is
-// of another connection, so nothing is certain.
-func (t *Table) collect(v *views, c *conversation) bool {
+// of another connection, so nothing is certain, and v has none.
+func (t *Table) collect(v *views, c *conversation, by NATBasis) bool {
 	var id uint64
+	v.by = by
 	for i, as := range v.to.keys() {
 		if !as.Src.IsValid() {
 			continue
@@ -114,6 +122,7 @@ func (t *Table) collect(v *views, c *conversation) bool {
 		}
 		if pid := p.connectionID(); pid != 0 {
 			if id != 0 && pid != id {
+				v.n, v.by = 0, 0
 				return false
 			}
 			id = pid
@@ -263,10 +272,11 @@ func (v *views) connectionID() (id uint64) {
 // busy reports whether another view of c's connection still gains: what c has waits for
 // it, so that one record has both.
 func (t *Table) busy(c *conversation, gains func(*conversation) bool) bool {
-	if !c.is(convGained) {
+	if !c.is(convGained) || !t.mayHaveViews(c) {
 		return false
 	}
-	v := t.viewsOf(c)
+	var v views
+	t.viewsOf(&v, c)
 	for _, w := range v.all() {
 		if w.c != c && gains(w.c) {
 			return true
