@@ -3,6 +3,9 @@
 package cni
 
 import (
+	"bytes"
+	"cmp"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 
@@ -11,7 +14,7 @@ import (
 
 // Bounds of what is remembered of translated connections.
 const (
-	// maxTranslated is of one network namespace: some 400 bytes each. At the bound one
+	// maxTranslated is of one network namespace: some 350 bytes each. At the bound one
 	// that has ended makes room, or else one that has stood for long.
 	maxTranslated = 65536
 	// maxSamePorts is how many translations are remembered of the same addresses and ports.
@@ -29,16 +32,48 @@ type translations struct {
 	mu    sync.Mutex
 	all   []translated // index 0: none
 	free  []uint32
-	hand  uint32               // the next to make room
-	index map[flows.Key]uint32 // the newest with those ends, in either direction
+	hand  uint32            // the next to make room
+	index map[packed]uint32 // the newest with those ends, in either direction
 	// sure is until when nothing is missing, in Unix nanoseconds; never: nothing is. 0: before
 	// the first list.
 	sure int64
 }
 
+// packed is a flows.Key without pointers, IPv4 in its mapped form. proto 0: none.
+type packed struct {
+	src, dst         [16]byte
+	srcPort, dstPort uint16
+	proto            uint8
+	v4               bool
+}
+
+func pack(k flows.Key) packed {
+	return packed{k.Src.Addr().As16(), k.Dst.Addr().As16(), k.Src.Port(), k.Dst.Port(), k.Proto, k.Src.Addr().Is4()}
+}
+
+func (p *packed) key() flows.Key {
+	end := func(a [16]byte, port uint16) netip.AddrPort {
+		addr := netip.AddrFrom16(a)
+		if p.v4 {
+			addr = addr.Unmap()
+		}
+		return netip.AddrPortFrom(addr, port)
+	}
+	return flows.Key{Src: end(p.src, p.srcPort), Dst: end(p.dst, p.dstPort), Proto: p.proto}
+}
+
+// unsided is p or its reverse, the same for both.
+func (p packed) unsided() packed {
+	if cmp.Or(bytes.Compare(p.src[:], p.dst[:]), cmp.Compare(p.srcPort, p.dstPort)) > 0 {
+		p.src, p.dst, p.srcPort, p.dstPort = p.dst, p.src, p.dstPort, p.srcPort
+	}
+	return p
+}
+
 // translated is one connection.
 type translated struct {
-	flows.Translation
+	opened, sent packed
+
 	zone   uint16
 	began  times
 	ended  times     // never: it stands
@@ -55,34 +90,27 @@ func word(now int64) times { return times{now - lag, now} }
 var stands = times{never, never}
 
 func newTranslations() *translations {
-	t := &translations{all: make([]translated, 1), index: map[flows.Key]uint32{}}
+	t := &translations{all: make([]translated, 1), index: map[packed]uint32{}}
 	t.empty.Store(true)
 	return t
 }
 
-// unsided is k or its reverse, the same for both.
-func unsided(k flows.Key) flows.Key {
-	if k.Src.Compare(k.Dst) > 0 {
-		return k.Reverse()
-	}
-	return k
-}
-
 // ends are by what e is found; zero where it is by an earlier one.
-func (e *translated) ends() (all [3]flows.Key) {
-	between := flows.Key{Src: e.Opened.Src, Dst: e.Sent.Dst, Proto: e.Opened.Proto}
-	all[0], all[2] = unsided(e.Opened), unsided(e.Sent)
-	if between != e.Opened && between != e.Sent {
-		all[1] = unsided(between)
+func (e *translated) ends() (all [3]packed) {
+	between := e.opened
+	between.dst, between.dstPort = e.sent.dst, e.sent.dstPort
+	all[0], all[2] = e.opened.unsided(), e.sent.unsided()
+	if between != e.opened && between != e.sent {
+		all[1] = between.unsided()
 	}
 	if all[2] == all[0] {
-		all[2] = flows.Key{}
+		all[2] = packed{}
 	}
 	return all
 }
 
 // next is the next older one than e with the same ends k.
-func (e *translated) next(k flows.Key) *uint32 {
+func (e *translated) next(k packed) *uint32 {
 	for i, own := range e.ends() {
 		if own == k {
 			return &e.older[i]
@@ -92,8 +120,8 @@ func (e *translated) next(k flows.Key) *uint32 {
 }
 
 // each calls f with everything that has k's ends, the newest first, until it says no.
-func (t *translations) each(k flows.Key, f func(i uint32, e *translated) bool) {
-	k = unsided(k)
+func (t *translations) each(k packed, f func(i uint32, e *translated) bool) {
+	k = k.unsided()
 	for i := t.index[k]; i != 0; {
 		e := &t.all[i]
 		after := *e.next(k)
@@ -112,16 +140,19 @@ func (t *translations) find(k flows.Key, first, last int64) (found flows.Transla
 	if last > t.sure {
 		return found, false
 	}
-	several := false
-	t.each(k, func(_ uint32, e *translated) bool {
+	several, one := false, (*translated)(nil)
+	t.each(pack(k), func(_ uint32, e *translated) bool {
 		if first >= e.ended.before || last < e.began.after { // certainly not
 			return true
 		}
 		several = several || ok || last > e.ended.after || first < e.began.before
-		ok, found = true, e.Translation
+		ok, one = true, e
 		return !several
 	})
-	return found, ok && !several
+	if !ok || several {
+		return found, false
+	}
+	return flows.Translation{Opened: one.opened.key(), Sent: one.sent.key()}, true
 }
 
 // add notes a translation of which the word came now, from a list or with its beginning;
@@ -130,6 +161,7 @@ func (t *translations) find(k flows.Key, first, last int64) (found flows.Transla
 func (t *translations) add(to flows.Translation, zone uint16, now int64, list uint32, listed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	opened, sent := pack(to.Opened), pack(to.Sent)
 	known, over := false, word(now)
 	began := times{over.after, over.after} // the packet that makes a translation passes before its word comes
 	switch {
@@ -139,14 +171,14 @@ func (t *translations) add(to flows.Translation, zone uint16, now int64, list ui
 		over = times{t.sure, now}
 		began = over
 	}
-	for _, k := range []flows.Key{to.Opened, to.Sent} {
+	for _, k := range []packed{opened, sent} {
 		n, oldest := 0, uint32(0)
 		t.each(k, func(i uint32, e *translated) bool {
 			switch {
 			case e.zone != zone || e.ended != stands:
-			case e.Translation == to:
+			case e.opened == opened && e.sent == sent:
 				known, e.listed = true, max(e.listed, list)
-			case e.Opened == to.Opened || e.Sent == to.Sent:
+			case e.opened == opened || e.sent == sent:
 				e.ended = over
 			}
 			n, oldest = n+1, i
@@ -162,20 +194,21 @@ func (t *translations) add(to flows.Translation, zone uint16, now int64, list ui
 	t.empty.Store(false)
 	i := t.room()
 	e := &t.all[i]
-	*e = translated{Translation: to, zone: zone, began: began, ended: stands, listed: list}
+	*e = translated{opened: opened, sent: sent, zone: zone, began: began, ended: stands, listed: list}
 	for stage, k := range e.ends() {
-		if k.Src.IsValid() {
+		if k.proto != 0 {
 			e.older[stage], t.index[k] = t.index[k], i
 		}
 	}
 }
 
-// end notes that a connection with that opening ended now.
-func (t *translations) end(opened flows.Key, zone uint16, now int64) {
+// end notes that the connection that was opened as k ended now.
+func (t *translations) end(k flows.Key, zone uint16, now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	opened := pack(k)
 	t.each(opened, func(_ uint32, e *translated) bool {
-		if e.zone == zone && e.Opened == opened && e.ended == stands {
+		if e.zone == zone && e.opened == opened && e.ended == stands {
 			e.ended = word(now)
 		}
 		return true
@@ -187,7 +220,7 @@ func (t *translations) end(opened flows.Key, zone uint16, now int64) {
 func (t *translations) direct(k flows.Key, zone uint16, now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.each(k, func(_ uint32, e *translated) bool {
+	t.each(pack(k), func(_ uint32, e *translated) bool {
 		if e.zone == zone && e.ended == stands {
 			e.ended = word(now)
 		}
@@ -220,7 +253,7 @@ func (t *translations) standing() (n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range t.all {
-		if e := &t.all[i]; e.ended == stands && e.Opened.Src.IsValid() {
+		if e := &t.all[i]; e.ended == stands && e.opened.proto != 0 {
 			n++
 		}
 	}
@@ -258,7 +291,7 @@ func (t *translations) room() uint32 {
 func (t *translations) drop(i uint32) {
 	e := &t.all[i]
 	for stage, k := range e.ends() {
-		if !k.Src.IsValid() {
+		if k.proto == 0 {
 			continue
 		}
 		if t.index[k] == i {
