@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -220,6 +221,49 @@ func TestTranslatedConnectionsAreOneRecord(t *testing.T) {
 	}
 	if text, complaint, code := h.flowctl(t, "ledger"); code != 0 {
 		t.Errorf("ledger: exit code %d:\n%s%s", code, text, complaint)
+	}
+}
+
+// TestConnectionsThroughARouterThatIsNotAskedAreOneRecord: the agent sees both sides of a
+// router, and not its connection tracking; sequence numbers tell of streams, nothing of
+// datagrams, and with flows.join off nothing is joined.
+func TestConnectionsThroughARouterThatIsNotAskedAreOneRecord(t *testing.T) {
+	h := newHouse(t)
+	client := h.router(t)
+	h.echo(t)
+	command(t, "ip", "-n", client, "link", "set", "lo", "up")
+	agent := *h
+	agent.here = client
+	one := []string{"lan1 transmit before", "wire1 receive after", "wire1 transmit after", "lan1 receive before"}
+	for i, c := range []struct {
+		network, join string
+		want          int
+		hops          []string
+	}{{"tcp", "on", 1, one}, {"udp", "on", 2, nil}, {"tcp", "off", 2, nil}} {
+		port := 42000 + i
+		w := agent.start(t, fmt.Sprintf("dataplane: {interval: 200ms, netns: [%s]}\nflows: {active_timeout: 60s, idle_timeout: 1s, join: %s}\n", h.there, c.join))
+		agent.in(t, client, func() error { return exchange(c.network, port, "10.96.0.2:80", 20) })
+		agent.eventually(t, fmt.Sprintf("%s, join %s: every record", c.network, c.join), func() error {
+			all, text := agent.natRecords(t, "--protocol", c.network, "--from-port", fmt.Sprint(port))
+			if len(all) != c.want {
+				return fmt.Errorf("got %d records, want %d:\n%s", len(all), c.want, text)
+			}
+			if c.hops == nil {
+				return nil
+			}
+			r, hops := all[0], []string(nil)
+			for _, p := range r.Hops {
+				hops = append(hops, p.Interface+" "+p.Direction+" "+p.NAT)
+			}
+			if !slices.Equal(hops, c.hops) || r.Basis != "connection_id" || r.Src != "10.79.0.2" || r.Dst != thereAddr || r.DstNAT != "10.96.0.2" || r.SrcNAT != hereAddr {
+				return fmt.Errorf("got hops %q, want %q:\n%s", hops, c.hops, text)
+			}
+			return nil
+		})
+		w.signal(t, syscall.SIGTERM)
+		if code := w.wait(t); code != 0 {
+			t.Fatalf("exit code %d", code)
+		}
 	}
 }
 
