@@ -217,7 +217,7 @@ func TestFilterRoundTrips(t *testing.T) {
 }
 
 func TestEveryFilterKindHasHelpAndParses(t *testing.T) {
-	good := map[string]string{"ip": "10.0.0.1", "port": "80", "protocol": "tcp", "interface": "eth0", "netns": "blue", "tcp-flags": "SYN",
+	good := map[string]string{"ip": "10.0.0.1", "port": "80", "protocol": "tcp", "interface": "eth0", "netns": "blue", "vlan": "7", "tcp-flags": "SYN",
 		"retransmits": "5", "rtt-over": "50ms", "failed": "refused", "dropped": "2", "drop-reason": "NO_SOCKET", "dns-rcode": "NXDOMAIN", "dns-name": "example.com",
 		"pod": "shop/web-*", "namespace": "shop", "workload": "deployment/web", "service": "shop/web", "container": "web", "vm": "vm1", "sandbox": "gvisor",
 		"process": "nginx", "label": "app=web", "layer": "container"}
@@ -238,8 +238,8 @@ func TestEveryFilterKindHasHelpAndParses(t *testing.T) {
 			t.Errorf("%s written bare: %v", k.Name, err)
 		}
 	}
-	if len(seen) != 53 {
-		t.Errorf("got %d kinds, want 53", len(seen))
+	if len(seen) != 54 {
+		t.Errorf("got %d kinds, want 54", len(seen))
 	}
 }
 
@@ -314,6 +314,22 @@ func TestTermIsReadAsItIsWritten(t *testing.T) {
 	} {
 		if _, err := ParseTerm(text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, want %s", text, err, want)
+		}
+	}
+}
+
+func TestVLANIsTheOuterOne(t *testing.T) {
+	f, err := ParseFilter([]Term{{Kind: "vlan", Value: "07"}})
+	if err != nil || f.String() != "--vlan 7" {
+		t.Fatalf("got %v, error %v, want --vlan 7", f, err)
+	}
+	in, out := &Record{Scope: Scope{VLAN: VLAN{Outer: 7}}}, &Record{Scope: Scope{VLAN: VLAN{Outer: 8, Inner: 7}}}
+	if !f.Match(in) || f.Match(out) || f.Match(&Record{}) {
+		t.Error("want records of VLAN 7 alone")
+	}
+	for _, v := range []string{"0", "4095", "x"} {
+		if _, err := ParseFilter([]Term{{Kind: "vlan", Value: v}}); err == nil {
+			t.Errorf("vlan %s: got no error", v)
 		}
 	}
 }

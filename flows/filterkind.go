@@ -41,6 +41,7 @@ var kinds = []kind{
 	{name: "protocol", value: "NAME|NUMBER", help: "IP protocol: tcp, udp, icmp, 47 ...", record: parseProtocolTerm},
 	{name: "interface", value: "GLOB", help: "device that any hop of the conversation is at", record: parseInterfaceTerm},
 	{name: "netns", value: "GLOB", help: "network namespace, path or name, of any hop; self: the agent's own", record: parseNetnsTerm},
+	{name: "vlan", value: "ID", help: "VLAN that the conversation is in, the outer one of two", record: parseVLANTerm},
 	{name: "tcp-flags", value: "FLAG[,FLAG...]", help: "flags, all of them sent in the conversation: SYN, SYN,ACK, RST ...", end: parseFlagsTerm},
 	{name: "retransmits", value: "N", bare: "1", help: "TCP segments sent again: any, or with =N at least N", end: parseRetransmitsTerm},
 	{name: "rtt-over", value: "DURATION", help: "mean TCP round trip (the handshake, where none was measured) over 50ms, 1.5s ...", end: parseRTTTerm},
@@ -190,6 +191,14 @@ func parseNetnsTerm(v string) (string, test, error) {
 		}
 		return false
 	}, glob(v)
+}
+
+func parseVLANTerm(v string) (string, test, error) {
+	n, err := strconv.ParseUint(v, 10, 16)
+	if err != nil || n < 1 || n > 4094 {
+		return "", nil, errors.New("want the number of a VLAN from 1 to 4094")
+	}
+	return strconv.FormatUint(n, 10), func(r *Record) bool { return uint64(r.Scope.VLAN.Outer) == n }, nil
 }
 
 var flagNames = [8]string{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"}

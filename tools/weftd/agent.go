@@ -46,6 +46,7 @@ type agent struct {
 	drops   *exporter.Drops // nil: not traced
 	dns     *exporter.DNS   // nil: not read
 	sinks   []flows.Sink    // those that are there, outlets among them
+	routed  []flows.Sink    // those that get their records from one of sinks
 	socket  *exporter.Server
 	web     *exporter.Web // nil: listen.http is off
 	mirror  *cni.Mirror   // nil: mirrorErr says why
@@ -223,7 +224,7 @@ func (a *agent) watch(b *flows.Batch) {
 func (a *agent) deliver(w flows.Window) {
 	a.name(w.Records)
 	a.export(flows.Window{End: w.End, Records: w.Records})
-	for _, s := range a.sinks {
+	for _, s := range a.accounted() {
 		w.Ledger.Sinks = append(w.Ledger.Sinks, s.Account())
 	}
 	a.audit.check(&w.Ledger, a.log)
@@ -319,7 +320,7 @@ func (a *agent) farewell() {
 	l, _ := a.store.Ledger()
 	l.Sinks = l.Sinks[:0:0]
 	line := []any{"records", l.Made}
-	for _, s := range a.sinks {
+	for _, s := range a.accounted() {
 		account := s.Account()
 		l.Sinks = append(l.Sinks, account)
 		line = append(line, slog.Group(s.Name(), "acknowledged", account.Acknowledged, "lost", account.TotalLost()))

@@ -78,7 +78,11 @@ func exportTexts(cfg *Config) []string {
 	if cfg.OTLP.Wanted() {
 		texts = append(texts, "OTLP (the endpoint is not contacted by -check)")
 	}
-	for _, s := range cfg.Sinks {
+	for _, s := range cfg.allSinks() {
+		if s.kind == nil {
+			texts = append(texts, fmt.Sprintf("%s: %d tenants", s.name, len(s.tenants)))
+			continue
+		}
 		texts = append(texts, fmt.Sprintf("%s: %s (not contacted by -check)", s.name, s.kind.target(s)))
 	}
 	if texts == nil {

@@ -54,6 +54,7 @@ type yamlReader struct {
 	c     *Config
 	file  string
 	known []key          // that may come now
+	group *sinkConfig    // that is read now; nil: none
 	lines map[string]int // where each key was seen
 	bad   mistakes
 }
@@ -84,6 +85,8 @@ func (r *yamlReader) section(prefix string, n *yaml.Node) {
 			r.value(k, value)
 		} else if full == sinksKey {
 			r.sinks(value)
+		} else if r.member(full, name, value) {
+			continue
 		} else if isSection(r.known, full) {
 			r.section(full+".", value)
 		} else {

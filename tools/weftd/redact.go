@@ -12,7 +12,7 @@ var nameTreatments = []choice[exporter.Treatment]{{"keep", exporter.Keep}, {"dro
 
 // redactKeys are the settings of what a sink redacts, one a field.
 func (s *sinkConfig) redactKeys() []key {
-	prefix := s.key() + ".redact."
+	prefix := s.key + ".redact."
 	all := []key{
 		text(prefix+"key", func(*Config) *string { return &s.redact.Key }, checkKeyFile),
 		number(prefix+"ipv4", func(*Config) *int { return &s.redact.IPv4 }, 0, 32),
@@ -31,7 +31,7 @@ func (s *sinkConfig) redactKeys() []key {
 
 // settleRedact applies names to the fields that c does not give, and makes the redactor.
 func (s *sinkConfig) settleRedact(c *Config) (err error) {
-	prefix := s.key() + ".redact."
+	prefix := s.key + ".redact."
 	for f := range exporter.NumRedactFields {
 		if f != exporter.RedactAddress && !c.given(prefix+f.String()) {
 			s.redact.Fields[f] = s.names

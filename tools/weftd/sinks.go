@@ -11,12 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
-
-	"go.yaml.in/yaml/v3"
 
 	"weft/exporter"
 	"weft/exporter/api"
@@ -34,9 +31,14 @@ type outlet interface {
 
 // sinkConfig is one entry of exporter.sinks.
 type sinkConfig struct {
-	name string
+	name string // a tenant's: that of the sink, a slash and its own
+	key  string // in the configuration
 	at   origin
-	kind *sinkKind // nil: a mistake
+	kind *sinkKind // nil: it has tenants
+
+	tenants []*sinkConfig
+	other   *sinkConfig // of what belongs to no tenant; nil: none
+	tenant  bool        // s is one of tenants, or the other
 
 	filter []string        // terms, as they are written
 	intake exporter.Intake // made of filter, of the keys below sample, and of redact
@@ -99,9 +101,9 @@ func checkOTLPSink(c *Config, s *sinkConfig) error {
 		return fmt.Errorf("%sendpoint: missing; write the receiver's, such as http://collector:4317", prefix)
 	}
 	err := s.otlp.Check()
-	if s.redact.On() {
+	if s.redact.On() || s.tenant {
 		if c.given(prefix+"ledger") && !s.otlp.NoLedger {
-			err = errors.Join(err, fmt.Errorf("%sledger: the ledger names devices and servers, and the sink redacts; write off, or take redact out", prefix))
+			err = errors.Join(err, fmt.Errorf("%sledger: the ledger names devices and servers of the whole host, and a sink that redacts or is a tenant's gets none; write off", prefix))
 		}
 		s.otlp.NoLedger = true
 	}
@@ -109,33 +111,42 @@ func checkOTLPSink(c *Config, s *sinkConfig) error {
 	return err
 }
 
-// newSinkConfig has every kind's defaults.
-func newSinkConfig(name string, at origin) *sinkConfig {
+// newSinkConfig is a sink called name below the key parent, with every kind's defaults.
+func newSinkConfig(parent, name string, at origin) *sinkConfig {
 	o := defaultConfig().OTLP
 	o.Queue = exporter.DefaultQueue
 	return &sinkConfig{
-		name: name, at: at, otlp: o, file: defaultFile(), stdout: defaultStdout(),
+		name: name, key: parent + "." + name, at: at, otlp: o, file: defaultFile(), stdout: defaultStdout(),
 		redact: exporter.RedactConfig{IPv4: 24, IPv6: 48},
 	}
 }
 
-// key is what s is called in the configuration.
-func (s *sinkConfig) key() string { return sinksKey + "." + s.name }
-
 // prefix is that of the keys of s's kind.
-func (s *sinkConfig) prefix() string { return s.key() + "." + s.kind.name + "." }
+func (s *sinkConfig) prefix() string { return s.key + "." + s.kind.name + "." }
 
 // keys is every key that s may have: those of any sink, and of its kind once that is known, else of all.
 func (s *sinkConfig) keys() []key {
 	all := []key{
-		list(s.key()+".filter", func(*Config) *[]string { return &s.filter }, checkTerm),
-		fraction(s.key()+".sample.rate", func(*Config) *float64 { return &s.intake.Sample.Rate }),
-		duration(s.key()+".sample.slow", func(*Config) *time.Duration { return &s.intake.Sample.Slow }, 0, time.Hour),
+		list(s.key+".filter", func(*Config) *[]string { return &s.filter }, checkTerm),
+		fraction(s.key+".sample.rate", func(*Config) *float64 { return &s.intake.Sample.Rate }),
+		duration(s.key+".sample.slow", func(*Config) *time.Duration { return &s.intake.Sample.Slow }, 0, time.Hour),
 	}
 	all = append(all, s.redactKeys()...)
 	for i := range sinkKinds {
 		if k := &sinkKinds[i]; s.kind == nil || s.kind == k {
-			all = append(all, k.keys(s.key()+"."+k.name+".", s)...)
+			all = append(all, k.keys(s.key+"."+k.name+".", s)...)
+		}
+	}
+	return all
+}
+
+// allSinks is every sink of c: the ones with tenants, and behind them theirs.
+func (c *Config) allSinks() []*sinkConfig {
+	var all []*sinkConfig
+	for _, s := range c.Sinks {
+		all = append(append(all, s), s.tenants...)
+		if s.other != nil {
+			all = append(all, s.other)
 		}
 	}
 	return all
@@ -143,6 +154,12 @@ func (s *sinkConfig) keys() []key {
 
 // same reports whether s and other are configured alike.
 func (s *sinkConfig) same(other *sinkConfig) bool {
+	if s == nil || other == nil {
+		return s == other
+	}
+	if s.name != other.name || !slices.EqualFunc(s.tenants, other.tenants, (*sinkConfig).same) || !s.other.same(other.other) {
+		return false
+	}
 	return s.kind == other.kind && slices.EqualFunc(s.keys(), other.keys(), func(a, b key) bool {
 		return reflect.DeepEqual(a.field(nil), b.field(nil))
 	})
@@ -162,10 +179,10 @@ func (s *sinkConfig) settle() error {
 		s.intake.Filter, err = flows.ParseFilter(terms)
 	}
 	if err != nil {
-		return fmt.Errorf("%s.filter: %w", s.key(), err)
+		return fmt.Errorf("%s.filter: %w", s.key, err)
 	}
 	if s.intake.Sample.Slow > 0 && s.intake.Sample.Rate == 0 {
-		return fmt.Errorf("%s.sample.slow: without a rate every record is taken; add a rate, such as 0.1", s.key())
+		return fmt.Errorf("%s.sample.slow: without a rate every record is taken; add a rate, such as 0.1", s.key)
 	}
 	return nil
 }
@@ -175,9 +192,22 @@ func checkTerm(text string) error {
 	return err
 }
 
+// check finds what is wrong with s beside its single keys.
+func (s *sinkConfig) check(c *Config) error {
+	switch {
+	case s.kind == nil && s.redact.On():
+		return fmt.Errorf("%s.redact: each tenant has its own; move it there", s.key)
+	case s.kind == nil:
+		return nil
+	case s.tenant && s.intake.Filter == nil && !strings.HasSuffix(s.name, "/"+defaultKey):
+		return fmt.Errorf("%s.filter: missing; say which records are the tenant's, such as [namespace shop], [label team=shop], [vm web1] or [vlan 7]", s.key)
+	}
+	return s.kind.check(c, s)
+}
+
 // folder is the folder that s writes to, and its key; empty: none.
 func (s *sinkConfig) folder() (key, path string) {
-	if s.kind.folder == "" {
+	if s.kind == nil || s.kind.folder == "" {
 		return "", ""
 	}
 	key = s.prefix() + s.kind.folder
@@ -187,85 +217,6 @@ func (s *sinkConfig) folder() (key, path string) {
 	return key, path
 }
 
-// sinksKey is the key below which the names of further sinks are.
-const sinksKey = "exporter.sinks"
-
-// ownSinks are the names of sinks that need no entry.
-var ownSinks = []string{"otlp", "print", "store"}
-
-var sinkName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,31}$`)
-
-// sinks reads the mapping n from names to sinks.
-func (r *yamlReader) sinks(n *yaml.Node) {
-	n = target(n)
-	if empty(n) {
-		return
-	}
-	if n.Kind != yaml.MappingNode {
-		r.fail(n, "%s must be a section of sinks, such as `siem: {otlp: {endpoint: \"http://collector:4317\"}}`", sinksKey)
-		return
-	}
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		r.sink(n.Content[i], n.Content[i+1])
-	}
-}
-
-// sink reads one of them.
-func (r *yamlReader) sink(name, value *yaml.Node) {
-	s := newSinkConfig(name.Value, origin{r.file, name.Line})
-	at, twice := r.lines[s.key()]
-	switch {
-	case twice:
-		r.fail(name, "%s: given on line %d already; keep one", s.key(), at)
-		return
-	case slices.Contains(ownSinks, s.name):
-		r.fail(name, "%s: the agent has a sink %s of its own; choose another name", s.key(), s.name)
-		return
-	case !sinkName.MatchString(s.name):
-		r.fail(name, "%s: %q is no name of a sink; write up to 32 small letters, digits, - and _", sinksKey, s.name)
-		return
-	}
-	r.lines[s.key()] = name.Line
-	all, before := r.known, len(r.bad)
-	r.known = s.keys()
-	r.section(s.key()+".", value)
-	r.known = all
-	var given []string
-	for i := range sinkKinds {
-		if _, ok := r.lines[s.key()+"."+sinkKinds[i].name]; ok {
-			given, s.kind = append(given, sinkKinds[i].name), &sinkKinds[i]
-		}
-	}
-	switch {
-	case len(given) == 0 && len(r.bad) > before: // it is what the mistakes are about
-	case len(given) == 0:
-		r.fail(name, "%s: of no kind; give it one of %s", s.key(), strings.Join(kindsOfSinks(), ", "))
-	case len(given) == 1:
-		r.c.Sinks = append(r.c.Sinks, s)
-	default:
-		r.fail(name, "%s: %s: a sink is of one kind; make %d sinks of it", s.key(), strings.Join(given, " and "), len(given))
-	}
-}
-
-// kinds are the sections that a sink may have below prefix, to suggest one.
-func (r *yamlReader) kinds(prefix string) []string {
-	var names []string
-	for _, name := range kindsOfSinks() {
-		if isSection(r.known, prefix+name) {
-			names = append(names, prefix+name)
-		}
-	}
-	return names
-}
-
-func kindsOfSinks() []string {
-	var names []string
-	for i := range sinkKinds {
-		names = append(names, sinkKinds[i].name)
-	}
-	return names
-}
-
 // settleSinks checks each sink, and that no two write to one folder.
 func (c *Config) settleSinks() mistakes {
 	var bad mistakes
@@ -273,8 +224,12 @@ func (c *Config) settleSinks() mistakes {
 	if c.OTLP.Wanted() && c.OTLP.Spool.Dir != "" {
 		taken[filepath.Clean(c.OTLP.Spool.Dir)] = "exporter.spool.dir"
 	}
-	for _, s := range c.Sinks {
-		bad = append(bad, c.found(errors.Join(s.settle(), s.settleRedact(c), s.kind.check(c, s)), s.at)...)
+	all := c.allSinks()
+	if len(all) > maxSinks {
+		bad = append(bad, mistake{all[0].at, fmt.Sprintf("%s: %d sinks and tenants; have %d at most", sinksKey, len(all), maxSinks)})
+	}
+	for _, s := range all {
+		bad = append(bad, c.found(errors.Join(s.settle(), s.settleRedact(c), s.check(c)), s.at)...)
 		key, path := s.folder()
 		if path == "" {
 			continue
@@ -305,7 +260,7 @@ func (c *Config) found(err error, at origin) mistakes {
 // settings is every key that c has a value for, those of its sinks among them.
 func (c *Config) settings() []key {
 	all := keys
-	for _, s := range c.Sinks {
+	for _, s := range c.allSinks() {
 		all = append(slices.Clip(all), s.keys()...)
 	}
 	return all
@@ -321,18 +276,57 @@ func (a *agent) openOutlets() error {
 		}
 		a.outlets = append(a.outlets, o)
 	}
-	for _, s := range a.cfg.Sinks {
-		o, err := s.kind.open(s, a.log)
-		if err != nil {
-			return fmt.Errorf("open %s: %w", s.key(), err)
-		}
-		a.outlets = append(a.outlets, o)
-	}
 	for _, o := range a.outlets {
+		a.sinks = append(a.sinks, o)
+	}
+	for _, s := range a.cfg.Sinks {
+		o, err := a.openSink(s)
+		if err != nil {
+			return err
+		}
 		a.sinks = append(a.sinks, o)
 	}
 	return nil
 }
+
+// openSink opens s, and its tenants' sinks first. They are outlets from then on.
+func (a *agent) openSink(s *sinkConfig) (outlet, error) {
+	if s.kind != nil {
+		o, err := s.kind.open(s, a.log)
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w", s.key, err)
+		}
+		a.outlets = append(a.outlets, o)
+		return o, nil
+	}
+	var tenants []exporter.Tenant
+	for _, t := range s.tenants {
+		alone := *t // what is routed to it has passed its filter
+		alone.intake.Filter = nil
+		o, err := a.openSink(&alone)
+		if err != nil {
+			return nil, err
+		}
+		tenants = append(tenants, exporter.Tenant{Match: t.intake.Filter, Sink: o})
+		a.routed = append(a.routed, o)
+	}
+	var other flows.Sink
+	if s.other != nil {
+		o, err := a.openSink(s.other)
+		if err != nil {
+			return nil, err
+		}
+		other = o
+		a.routed = append(a.routed, o)
+	}
+	o := exporter.NewTenants(s.name, s.intake, tenants, other)
+	a.outlets = append(a.outlets, o)
+	return o, nil
+}
+
+// accounted is every sink that has an account: those that get windows, and those that
+// another one routes records to.
+func (a *agent) accounted() []flows.Sink { return slices.Concat(a.sinks, a.routed) }
 
 // outlet is the one that s is; nil: none.
 func (a *agent) outlet(s flows.Sink) outlet {
@@ -364,37 +358,5 @@ func (a *agent) reloadSinks(next []*sinkConfig) {
 		if named(a.cfg.Sinks, s.name) == nil {
 			a.log.Warn("sink needs a restart", "sink", s.name, "in_force", "none", "configured", "new")
 		}
-	}
-}
-
-// otlpKeys are the settings of a receiver.
-func otlpKeys(prefix string, of func(*Config) *exporter.OTLPConfig) []key {
-	return []key{
-		text(prefix+"endpoint", func(c *Config) *string { return &of(c).Endpoint }, anything),
-		text(prefix+"protocol", func(c *Config) *string { return &of(c).Protocol }, anything),
-		pairs(prefix+"headers", func(c *Config) *map[string]string { return &of(c).Headers }),
-		text(prefix+"compression", func(c *Config) *string { return &of(c).Compression }, anything),
-		word(prefix+"community_id", func(c *Config) *bool { return &of(c).CommunityID }, choice[bool]{"off", false}, choice[bool]{"on", true}),
-		text(prefix+"ca", func(c *Config) *string { return &of(c).CA }, anything),
-		text(prefix+"certificate", func(c *Config) *string { return &of(c).Certificate }, anything),
-		text(prefix+"key", func(c *Config) *string { return &of(c).Key }, anything),
-	}
-}
-
-// spoolKeys are the settings of where requests wait on disk.
-func spoolKeys(prefix string, of func(*Config) *exporter.OTLPConfig) []key {
-	return []key{
-		text(prefix+"dir", func(c *Config) *string { return &of(c).Spool.Dir }, checkSpool),
-		size(prefix+"size", func(c *Config) *int { return &of(c).Spool.Size }, 16<<20, 1<<40),
-		duration(prefix+"age", func(c *Config) *time.Duration { return &of(c).Spool.Age }, time.Minute, 365*24*time.Hour),
-		word(prefix+"sync", func(c *Config) *bool { return &of(c).Spool.NoSync }, choice[bool]{"on", false}, choice[bool]{"off", true}),
-	}
-}
-
-// paceKeys are how long records gather, and how long a closing sink waits.
-func paceKeys(prefix string, of func(*Config) *exporter.OTLPConfig) []key {
-	return []key{
-		duration(prefix+"flush", func(c *Config) *time.Duration { return &of(c).Flush }, 10*time.Millisecond, time.Minute),
-		duration(prefix+"finish", func(c *Config) *time.Duration { return &of(c).Finish }, 10*time.Millisecond, finishAtMost),
 	}
 }

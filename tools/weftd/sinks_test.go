@@ -57,6 +57,16 @@ func TestSinkMistakesNameKeyLineAndMend(t *testing.T) {
 		"bad treatment":  {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      redact: {pod: truncate}", `:5: exporter.sinks.a.redact.pod: "truncate" is not one of keep, drop, hash`},
 		"unknown field":  {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      redact: {pods: drop}", `:5: unknown key exporter.sinks.a.redact.pods; did you mean exporter.sinks.a.redact.pod?`},
 		"ledger leaks":   {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1', ledger: on}\n      redact: {pod: drop}", `:4: exporter.sinks.a.otlp.ledger: the ledger names devices`},
+		"tenants, kind":  {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      tenants: {b: {otlp: {endpoint: 'http://a:1'}, filter: vlan 7}}", `:3: exporter.sinks.a: otlp and tenants: a sink is of one kind; make 2 sinks of it`},
+		"no tenant":      {"exporter:\n  sinks:\n    a:\n      tenants: {}", `:3: exporter.sinks.a.tenants: there is none; name one`},
+		"no filter":      {"exporter:\n  sinks:\n    a:\n      tenants:\n        b: {otlp: {endpoint: 'http://a:1'}}", `:5: exporter.sinks.a.tenants.b.filter: missing; say which records`},
+		"tenant default": {"exporter:\n  sinks:\n    a:\n      tenants:\n        default: {otlp: {endpoint: 'http://a:1'}}", `:5: exporter.sinks.a.tenants.default: that is the name of`},
+		"tenant twice":   {"exporter:\n  sinks:\n    a:\n      tenants:\n        b: {otlp: {endpoint: 'http://a:1'}, filter: vlan 7}\n        b: {otlp: {endpoint: 'http://a:1'}, filter: vlan 7}", `:6: exporter.sinks.a.tenants.b: given on line 5 already`},
+		"tenant spool":   {"exporter:\n  sinks:\n    a:\n      tenants:\n        b: {otlp: {endpoint: 'http://a:1', spool: {dir: /s}}, filter: vlan 7}\n        c: {otlp: {endpoint: 'http://a:1', spool: {dir: /s}}, filter: vlan 8}", `:6: exporter.sinks.a.tenants.c.otlp.spool.dir: /s is that of exporter.sinks.a.tenants.b.otlp.spool.dir`},
+		"tenant ledger":  {"exporter:\n  sinks:\n    a:\n      tenants:\n        b: {otlp: {endpoint: 'http://a:1', ledger: on}, filter: vlan 7}", `:5: exporter.sinks.a.tenants.b.otlp.ledger: the ledger names devices and servers of the whole host`},
+		"nested tenants": {"exporter:\n  sinks:\n    a:\n      tenants:\n        b: {tenants: {c: {}}, filter: vlan 7}", `:5: unknown key exporter.sinks.a.tenants.b.tenants`},
+		"group redacts":  {"exporter:\n  sinks:\n    a:\n      redact: {pod: drop}\n      tenants:\n        b: {otlp: {endpoint: 'http://a:1'}, filter: vlan 7}", `:3: exporter.sinks.a.redact: each tenant has its own`},
+		"default alone":  {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      default: {otlp: {endpoint: 'http://a:1'}}", `:3: exporter.sinks.a.default: it is for what belongs to no tenant`},
 		"anchor is fine": {"exporter:\n  sinks:\n    a: {otlp: &x {endpoint: 'http://a:1'}}\n    b: {otlp: *x}", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -192,7 +202,7 @@ func (a *agent) offer(n int) {
 // account is that of the sink of that name in the ledger of now.
 func (a *agent) account(t *testing.T, name string) flows.SinkAccount {
 	t.Helper()
-	for _, s := range a.sinks {
+	for _, s := range a.accounted() {
 		if s.Name() == name {
 			return s.Account()
 		}
@@ -307,5 +317,75 @@ func TestOneSinkRedactsAndTheOtherDoesNot(t *testing.T) {
 		if !open.was(text) || shut.was(text) {
 			t.Errorf("%q: got it %t in what is open and %t in what is redacted, want true and false", text, open.was(text), shut.was(text))
 		}
+	}
+}
+
+func TestDeadTenantDelaysNeitherTheDrainNorAnotherTenant(t *testing.T) {
+	blue, red, rest := newReceiver(t), newReceiver(t), newReceiver(t)
+	quick := `protocol: http/protobuf, compression: none, flush: 10ms, finish: 50ms`
+	a := sinkAgent(t, `exporter:
+  sinks:
+    cloud:
+      filter: [not port 53]
+      tenants:
+        dead: {filter: namespace dead, otlp: {endpoint: "http://`+hangs(t)+`", `+quick+`, queue: 50}}
+        blue: {filter: namespace blue, otlp: {endpoint: "`+blue.URL+`", `+quick+`, headers: {x-tenant: blue}}}
+        red: {filter: [label team=red, vlan 7], otlp: {endpoint: "`+red.URL+`", `+quick+`}, redact: {address: drop}}
+        vm: {filter: vm web*, otlp: {endpoint: "`+red.URL+`", `+quick+`}}
+      default: {otlp: {endpoint: "`+rest.URL+`", `+quick+`}}
+    alone:
+      tenants:
+        blue: {filter: from-namespace blue, otlp: {endpoint: "`+blue.URL+`", `+quick+`}}
+`)
+	at := time.Unix(100, 0)
+	records := testRecords(1000)
+	ends := []*flows.Entity{{Namespace: "dead"}, {Namespace: "blue"}, {Labels: map[string]string{"team": "red"}}, {VM: "web1"}, nil}
+	for i := range records {
+		r := &records[i]
+		switch end := ends[i%len(ends)]; i % 2 {
+		case 0:
+			r.Source = end
+		default:
+			r.Destination = end
+		}
+		switch {
+		case i < 10:
+			r.Key.Dst = netip.MustParseAddrPort("192.0.2.1:53")
+		case i%len(ends) == 2:
+			r.Scope.VLAN.Outer = 7
+		case i < 20 && i%len(ends) == 1:
+			r.Source, r.Destination = ends[0], ends[1] // of two tenants
+		}
+	}
+	began := time.Now()
+	a.deliver(flows.Window{End: at, Records: records, Ledger: flows.Ledger{At: at, Made: 1000}})
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("delivery took %s, want far less than any time-out", took)
+	}
+	eventually(t, func() error {
+		// Of 990 without port 53 each kind of end has 198; both of two tenants' are the blue one's too.
+		got := [4]uint64{a.account(t, "cloud/blue").Acknowledged, a.account(t, "cloud/red").Acknowledged, a.account(t, "cloud/vm").Acknowledged, a.account(t, "cloud/default").Acknowledged}
+		if want := [4]uint64{198, 198, 198, 198}; got != want {
+			return fmt.Errorf("got %v acknowledged by blue, red, vm and default, want %v while dead hangs", got, want)
+		}
+		if n := a.account(t, "alone/blue").Acknowledged; red.records.Load() != 396 || rest.records.Load() != 198 || blue.records.Load() != 198+n {
+			return fmt.Errorf("receivers got %d, %d and %d records, want what is acknowledged", blue.records.Load(), red.records.Load(), rest.records.Load())
+		}
+		return nil
+	})
+	if got := a.account(t, "cloud/dead"); got.Offered != 200 || got.Waiting != 50 || got.Lost["queue_full"] != 150 {
+		t.Errorf("dead: got %+v, want 200 offered and its own queue of 50", got)
+	}
+	if got := a.account(t, "cloud"); got.Offered != 1000 || got.LeftOut["filtered"] != 10 || got.LeftOut["routed"] != 990 || got.LeftOut["no_tenant"] != 0 {
+		t.Errorf("cloud: got %+v, want 1000 offered, 10 filtered, 990 routed", got)
+	}
+	if got := a.account(t, "alone"); got.LeftOut["no_tenant"] != 1000-a.account(t, "alone/blue").Offered || got.LeftOut["no_tenant"] < 800 {
+		t.Errorf("alone: got %+v, want the rest counted as no_tenant", got)
+	}
+	if l, _ := a.store.Ledger(); len(l.Sinks) != 9 || !l.Balanced() {
+		t.Errorf("got %d accounts, error %v, want 9 that balance", len(l.Sinks), l.Check())
+	}
+	if blue.was("team") || !red.was("web1") {
+		t.Error("want each tenant's records at its receiver only")
 	}
 }

@@ -31,7 +31,7 @@ func (a *agent) status() *api.StatusResponse {
 		return m // still opening
 	}
 	m.Off = append(append(m.Off, a.topologyOff()...), a.namesOff()...)
-	for _, s := range a.sinks {
+	for _, s := range a.accounted() {
 		if o := a.outlet(s); o != nil {
 			m.Sinks = append(m.Sinks, o.Status())
 			continue
