@@ -105,9 +105,9 @@ func writeLines(q *queue, lines appendLines, linger time.Duration, log *slog.Log
 		if !ok {
 			return
 		}
-		for n := 0; len(records) > 0; records = records[n:] {
-			var err error
-			text, n, err = lines(text[:0], records)
+		for len(records) > 0 {
+			b, n, err := lines(text[:0], records)
+			text = b
 			switch {
 			case err != nil:
 				log.Error("records cannot be written as JSON", "records", len(records), "err", err)
@@ -119,6 +119,7 @@ func writeLines(q *queue, lines appendLines, linger time.Duration, log *slog.Log
 			default:
 				write(text, n)
 			}
+			records = records[n:]
 		}
 		if cap(text) > 2*maxLine {
 			text = nil

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/protobuf/proto"
 
 	"weft/exporter/api"
 	"weft/flows"
@@ -41,7 +40,10 @@ type OTLPConfig struct {
 	Protocol    string            // "grpc" (also when nothing says otherwise), "http/protobuf" or "http/json"
 	Compression string            // "gzip" (also when nothing says otherwise), "zstd" or "none"
 	Headers     map[string]string // sent with every request
-	CommunityID bool              // records have weft.flow.community_id, which a receiver can compute: see [LogEncoder]
+	// Temporality of the metrics; empty: OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE,
+	// or else [Cumulative].
+	Temporality Temporality
+	CommunityID bool // records have weft.flow.community_id, which a receiver can compute: see [LogEncoder]
 
 	// PEM files, read again at every handshake: whom to trust (empty: the
 	// system's roots), and what to show to a receiver that asks.
@@ -93,6 +95,12 @@ func (c OTLPConfig) InForce() OTLPConfig {
 	}
 	c.Endpoint = s.get("ENDPOINT", setting{"", c.Endpoint}).value
 	c.Protocol = cmp.Or(s.get("PROTOCOL", setting{"", c.Protocol}).value, "grpc")
+	if c.Temporality == "" {
+		t, err := ParseTemporality(cmp.Or(s.getenv(envTemporality), string(Cumulative)))
+		if err == nil { // else Check says so
+			c.Temporality = t
+		}
+	}
 	c.Compression = cmp.Or(s.get("COMPRESSION", setting{"", c.Compression}).value, "gzip")
 	return c
 }
@@ -118,10 +126,11 @@ func (c OTLPConfig) getenv() func(string) string {
 //	            it was the oldest on disk when there was no room, it waited too
 //	            long, its file cannot be read
 //
-// Metrics are cumulative: a request that fails is made good by the next one.
+// A request of metrics that fails is made good by the next one: see [Temporality].
 type OTLP struct {
 	queue   *queue
 	encoder encoder // of metrics
+	deltas  *deltas // the metrics worker's
 
 	logEncoder *LogEncoder // the worker's
 	body       []byte      // the worker's, of the request at hand
@@ -168,6 +177,7 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 		flush: cmp.Or(c.Flush, time.Second), finish: cmp.Or(c.Finish, DefaultFinish), stop: make(chan struct{}),
 	}
 	o.queue.intake = c.Intake
+	o.deltas = newDeltas(c.InForce().Temporality)
 	o.descs = newOTLPDescs(o.Name())
 	if o.logEncoder, err = NewLogEncoder(resource, c.Version); err != nil {
 		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
@@ -264,15 +274,7 @@ func (o *OTLP) sendMetrics(every time.Duration) {
 		if ledger.At.IsZero() {
 			continue
 		}
-		batches := append(o.encoder.metricBatches(&ledger), o.encoder.latencyBatches(latencies)...)
-		for _, batch := range batches {
-			body, err := proto.Marshal(batch)
-			if err != nil {
-				o.metrics.note(stateRefused, err.Error())
-				continue
-			}
-			o.metrics.once(o.ctx, body)
-		}
+		o.sendRound(append(o.encoder.metricBatches(&ledger), o.encoder.latencyBatches(latencies)...))
 	}
 }
 

@@ -89,10 +89,18 @@ func (c OTLPConfig) resolve() (logs, metrics target, resource map[string]string,
 		return t
 	}
 	logs, metrics = read("LOGS"), read("METRICS")
+	if text := getenv(envTemporality); text != "" && c.Temporality == "" {
+		if _, err := ParseTemporality(text); err != nil {
+			errs = append(errs, fmt.Errorf("%s=%w", envTemporality, err))
+		}
+	}
 	resource, err = c.resource(getenv)
 	errs = append(errs, err)
 	return logs, metrics, resource, joinDistinct(errs)
 }
+
+// envTemporality is the variable for the temporality of metrics.
+const envTemporality = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
 // joinDistinct joins errors; a variable that both signals read is wrong once.
 func joinDistinct(errs []error) error {
