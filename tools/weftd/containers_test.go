@@ -135,7 +135,7 @@ func (n *node) image(t *testing.T) {
 		return b.Bytes()
 	}
 	layer := pack(map[string][]byte{"bin/busybox": busybox}, "bin/", "proc/", "sys/", "dev/", "etc/", "tmp/")
-	config := fmt.Sprintf(`{"architecture":%q,"os":"linux","config":{"Entrypoint":["/bin/busybox","sleep","1000"]},"rootfs":{"type":"layers","diff_ids":["sha256:%x"]}}`,
+	config := fmt.Sprintf(`{"architecture":%q,"os":"linux","config":{"Entrypoint":["/bin/busybox","sleep","1000000"]},"rootfs":{"type":"layers","diff_ids":["sha256:%x"]}}`,
 		runtime.GOARCH, sha256.Sum256(layer))
 	n.write(t, "image.tar", string(pack(map[string][]byte{
 		"manifest.json": []byte(`[{"Config":"config.json","RepoTags":["` + testImage + `"],"Layers":["layer.tar"]}]`),

@@ -137,7 +137,7 @@ func workloads() string {
 			"type": "NodePort", "selector": map[string]any{"app": "web"}, "ports": []any{map[string]any{"port": 8080, "targetPort": 80}},
 		}},
 		json.RawMessage(spare),
-		map[string]any{"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": map[string]any{"name": "client"}, "spec": spec("client", pod("client", "/bin/busybox", "sleep", "1000"))},
+		map[string]any{"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": map[string]any{"name": "client"}, "spec": spec("client", pod("client", "/bin/busybox", "sleep", "1000000"))},
 	}})
 	if err != nil {
 		panic(err) // it is made of maps and words
