@@ -103,7 +103,12 @@ func autoOff(name string, f func(*Config) *bool) key {
 }
 
 // same reports whether a and b agree on k.
-func (k key) same(a, b *Config) bool { return reflect.DeepEqual(k.field(a), k.field(b)) }
+func (k key) same(a, b *Config) bool { return k.agrees(a, k, b) }
+
+// agrees reports whether k in a is what other is in b.
+func (k key) agrees(a *Config, other key, b *Config) bool {
+	return reflect.DeepEqual(k.field(a), other.field(b))
+}
 
 // reloaded marks a key that SIGHUP applies.
 func reloaded(k key) key { k.live = true; return k }

@@ -125,7 +125,7 @@ func (a *agent) reloadConfig() {
 			a.log.Warn("key needs a restart", "key", k.name, "in_force", k.show(&a.cfg), "configured", k.show(&next))
 		}
 	}
-	a.reloadSinks(next.Sinks)
+	a.reloadSinks(&next)
 	if err := a.plane.Load().Reload(next.Dataplane.Interfaces, next.Dataplane.Exclude); err != nil {
 		a.log.Error("configuration not reloaded", "err", err)
 		return

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -150,19 +149,6 @@ func (c *Config) allSinks() []*sinkConfig {
 		}
 	}
 	return all
-}
-
-// same reports whether s and other are configured alike.
-func (s *sinkConfig) same(other *sinkConfig) bool {
-	if s == nil || other == nil {
-		return s == other
-	}
-	if s.name != other.name || !slices.EqualFunc(s.tenants, other.tenants, (*sinkConfig).same) || !s.other.same(other.other) {
-		return false
-	}
-	return s.kind == other.kind && slices.EqualFunc(s.keys(), other.keys(), func(a, b key) bool {
-		return reflect.DeepEqual(a.field(nil), b.field(nil))
-	})
 }
 
 // settle finishes what is common to all kinds. Terms that are wrong were told of
@@ -336,27 +322,4 @@ func (a *agent) outlet(s flows.Sink) outlet {
 		}
 	}
 	return nil
-}
-
-// reloadSinks says which sinks are configured otherwise than those that run.
-func (a *agent) reloadSinks(next []*sinkConfig) {
-	named := func(in []*sinkConfig, name string) *sinkConfig {
-		if i := slices.IndexFunc(in, func(s *sinkConfig) bool { return s.name == name }); i >= 0 {
-			return in[i]
-		}
-		return nil
-	}
-	for _, s := range a.cfg.Sinks {
-		switch other := named(next, s.name); {
-		case other == nil:
-			a.log.Warn("sink needs a restart", "sink", s.name, "in_force", "open", "configured", "no more")
-		case !s.same(other):
-			a.log.Warn("sink needs a restart", "sink", s.name, "in_force", "as it was", "configured", "otherwise")
-		}
-	}
-	for _, s := range next {
-		if named(a.cfg.Sinks, s.name) == nil {
-			a.log.Warn("sink needs a restart", "sink", s.name, "in_force", "none", "configured", "new")
-		}
-	}
 }

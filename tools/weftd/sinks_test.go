@@ -101,16 +101,54 @@ func TestSinksOfTheEnvironmentAreOtlpsOwn(t *testing.T) {
 	}
 }
 
-func TestSameSinkIsToldFromAChangedOne(t *testing.T) {
-	load := func(text string) *sinkConfig {
-		c, err := loadConfig(file(t, "exporter: {sinks: {a: {otlp: {endpoint: 'http://a:1'"+text+"}}}}"), nil)
+func TestReloadNamesWhatOfTheSinksNeedsARestart(t *testing.T) {
+	load := func(text string) Config {
+		c, err := loadConfig(file(t, "exporter:\n  sinks:\n"+text), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return c.Sinks[0]
+		return c
 	}
-	if !load("").same(load("")) || load("").same(load(", headers: {x: y}")) || load(", headers: {x: z}").same(load(", headers: {x: y}")) {
-		t.Error("want sinks the same exactly when every key is")
+	const before = `    same: {otlp: {endpoint: "http://a:1", headers: {x: y}}, filter: port 1}
+    gone: {stdout: {}}
+    other: {stdout: {}}
+    changed: {otlp: {endpoint: "http://a:1", headers: {x: secret}, flush: 1s}, sample: {rate: 0.5}}
+    cloud: {tenants: {a: {otlp: {endpoint: "http://a:1"}, filter: vlan 7}, b: {otlp: {endpoint: "http://a:1"}, filter: vlan 7}}}
+`
+	const after = `    same: {otlp: {endpoint: "http://a:1", headers: {x: y}}, filter: port 1}
+    other: {otlp: {endpoint: "http://a:1"}}
+    changed: {otlp: {endpoint: "http://b:1", headers: {x: hidden}, flush: 1s}, sample: {rate: 0.5}}
+    cloud: {tenants: {b: {otlp: {endpoint: "http://a:1"}, filter: vlan 7}, a: {otlp: {endpoint: "http://a:1"}, filter: vlan 8}}, default: {otlp: {endpoint: "http://a:1"}}}
+`
+	for _, c := range []struct {
+		next string
+		want []string
+	}{
+		{before, nil},
+		{after, []string{
+			"sink=gone in_force=stdout configured=none", "sink=other in_force=stdout configured=otlp",
+			"key=exporter.sinks.changed.otlp.endpoint in_force=http://a:1 configured=http://b:1",
+			"key=exporter.sinks.changed.otlp.headers in_force=x configured=x",
+			`key=exporter.sinks.cloud.tenants.a.filter in_force="vlan 7" configured="vlan 8"`,
+			"sink=cloud/default in_force=none configured=otlp",
+		}},
+	} {
+		var text bytes.Buffer
+		a := &agent{cfg: load(before), log: slog.New(slog.NewTextHandler(&text, nil))}
+		next := load(c.next)
+		a.reloadSinks(&next)
+		got := strings.Split(strings.TrimSpace(text.String()), "\n")
+		if text.Len() == 0 {
+			got = nil
+		}
+		for i, want := range c.want {
+			if i >= len(got) || !strings.HasSuffix(got[i], want) {
+				t.Errorf("line %d: got %q, want %q", i, got, want)
+			}
+		}
+		if len(got) != len(c.want) || strings.Contains(text.String(), "secret") {
+			t.Errorf("got %d lines, want %d and no header's value:\n%s", len(got), len(c.want), text.String())
+		}
 	}
 }
 
