@@ -39,7 +39,7 @@ func fullLedger() flows.Ledger {
 		},
 		Gone: point(0, 0, "", "", 4), GoneUnbalanced: 1, Made: 100,
 		Sinks: []flows.SinkAccount{
-			{Name: "otlp", Offered: 90, Acknowledged: 70, Waiting: 15, Lost: map[string]uint64{"queue_full": 2, "refused": 3}},
+			{Name: "otlp", Offered: 94, Acknowledged: 70, Waiting: 15, Lost: map[string]uint64{"queue_full": 2, "refused": 3}, LeftOut: map[string]uint64{"filtered": 4}},
 			{Name: "store", Offered: 100, Acknowledged: 100},
 		},
 	}
@@ -96,7 +96,8 @@ func TestMetricsShowTheLedger(t *testing.T) {
 		`weft_ledger_seen_packets_total{direction="transmit",hook="egress",interface="e\\xff\\x0a\"}",netns=""} 10`,
 		`weft_ledger_gone_unbalanced_total 1`,
 		`weft_ledger_records_made_total 100`,
-		`weft_ledger_records_offered_total{sink="otlp"} 90`,
+		`weft_ledger_records_offered_total{sink="otlp"} 94`,
+		`weft_ledger_records_left_out_total{reason="filtered",sink="otlp"} 4`,
 		`weft_ledger_records_acknowledged_total{sink="store"} 100`,
 		`weft_ledger_records_waiting{sink="otlp"} 15`,
 		`weft_ledger_records_lost_total{reason="queue_full",sink="otlp"} 2`,

@@ -376,3 +376,25 @@ func TestPrintedFilterIsWhatASinkTakes(t *testing.T) {
 		}
 	}
 }
+
+func TestLedgerShowsWhatSinksLeaveOut(t *testing.T) {
+	l := ledger()
+	l.Sinks = append(l.Sinks, flows.SinkAccount{Name: "siem", Offered: 50, Acknowledged: 8, LeftOut: map[string]uint64{"filtered": 30, "sampled_out": 12}})
+	server := agent(t, l)
+	out, _, code := ctl(t, server, "ledger")
+	for _, want := range []string{"LEFT-OUT", "filtered 30, sampled_out 12", "balanced: "} {
+		if code != exitFine || !strings.Contains(out, want) {
+			t.Errorf("got code %d and\n%s\nwant %s in it", code, out, want)
+		}
+	}
+	out, _, _ = ctl(t, server, "ledger", "-o", "json")
+	var doc struct {
+		Records struct{ Acknowledged uint64 }
+		Sinks   []struct {
+			LeftOut map[string]uint64 `json:"left_out"`
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &doc); err != nil || doc.Sinks[2].LeftOut["sampled_out"] != 12 || doc.Records.Acknowledged != 40 {
+		t.Errorf("got %+v, error %v, want what is left out, and the records' account that of a sink that takes all", doc, err)
+	}
+}
