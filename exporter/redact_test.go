@@ -9,9 +9,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
@@ -253,4 +255,45 @@ func BenchmarkRedact(b *testing.B) {
 		records[0] = rec
 		red.apply(records)
 	}
+}
+
+// A field of a record that can name somebody is one that redaction knows.
+func TestRedactionKnowsEveryTextAndAddress(t *testing.T) {
+	known := strings.Fields(`Key.Src Key.Dst NAT.Source NAT.Destination DropReason DNS.Questions.Name
+		Hops.Hop.Interface Hops.Hop.Netns SourceProcess.Comm DestinationProcess.Comm`)
+	var end flows.Entity
+	var texts []any
+	for _, f := range fieldsOf(&end) {
+		texts = append(texts, f.text)
+	}
+	for _, side := range []string{"Source.", "Destination."} {
+		known = append(known, side+"Labels")
+		for _, f := range reflect.VisibleFields(reflect.TypeOf(end)) {
+			if f.Type.Kind() != reflect.String {
+				continue
+			}
+			known = append(known, side+f.Name)
+			value := reflect.ValueOf(&end).Elem().FieldByName(f.Name).Addr().Interface()
+			if !slices.Contains(texts, value) {
+				t.Errorf("Entity.%s: no field of redaction", f.Name)
+			}
+		}
+	}
+	var walk func(path string, of reflect.Type)
+	walk = func(path string, of reflect.Type) {
+		switch {
+		case of == reflect.TypeFor[time.Time]():
+		case of == reflect.TypeFor[netip.AddrPort](), of == reflect.TypeFor[netip.Addr](), of.Kind() == reflect.String, of.Kind() == reflect.Map:
+			if !slices.Contains(known, path) {
+				t.Errorf("Record.%s may name somebody: say in redactrecord.go what becomes of it, and here", path)
+			}
+		case of.Kind() == reflect.Pointer, of.Kind() == reflect.Slice:
+			walk(path, of.Elem())
+		case of.Kind() == reflect.Struct:
+			for i := range of.NumField() {
+				walk(strings.TrimPrefix(path+"."+of.Field(i).Name, "."), of.Field(i).Type)
+			}
+		}
+	}
+	walk("", reflect.TypeFor[flows.Record]())
 }
