@@ -17,6 +17,7 @@ type vector interface {
 	// directly.
 	put(row int, v slog.Value)
 	used() bool                    // it had a value in some batch
+	filled() bool                  // it has one in this batch
 	data(rows int) arrow.ArrayData // of the batch; good until reset
 	reset()
 }
@@ -30,6 +31,8 @@ type presence struct {
 }
 
 func (p *presence) used() bool { return p.ever || p.count > 0 }
+
+func (p *presence) filled() bool { return p.count > 0 }
 
 // bitmap is the rows' validity as Arrow has it, and how many are null.
 func (p *presence) bitmap(rows int) (*memory.Buffer, int) {

@@ -115,6 +115,16 @@ func (q *queue) next(most int, linger time.Duration) ([]flows.Record, bool) {
 	}
 }
 
+// poll is next for a worker that has its own reasons to wake up and waits for ready
+// itself: it takes what is there. Nothing and closed: nothing more will come.
+func (q *queue) poll(most int) (records []flows.Record, closed bool) {
+	q.mu.Lock()
+	records, closed = q.take(most), q.closed
+	q.mu.Unlock()
+	q.intake.Redact.apply(records)
+	return records, closed
+}
+
 // take copies records, so that the worker may write to its own.
 func (q *queue) take(most int) (records []flows.Record) {
 	for len(q.waiting) > 0 && len(records) < most {
