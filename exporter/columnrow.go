@@ -65,6 +65,9 @@ func (s *columnSet) append(b *Columns, row int, r *flows.Record, o ordered) {
 	s.totals[2].fill(row, signed(r.ReversePackets))
 	s.totals[3].fill(row, signed(r.ReverseBytes))
 	setMoment(s.start, row, r.Start)
+	if r.SamplingRate != 0 {
+		s.rate.set(row, r.SamplingRate)
+	}
 	s.appendLists(b, row, r)
 }
 
@@ -81,6 +84,11 @@ func (s *columnSet) appendKey(b *Columns, row int, r *flows.Record, o ordered) {
 		s.srcPort.fill(row, r.Key.Src.Port())
 		s.dstPort.fill(row, r.Key.Dst.Port())
 	}
+	if r.NAT != nil {
+		b.words.reset()
+		b.attrs = appendNAT(b.attrs[:0], &b.words, r.NAT)
+		s.put(row, b.attrs)
+	}
 	s.transport.value(row, r.Key.Proto)
 	switch {
 	case src.Is4():
@@ -91,7 +99,7 @@ func (s *columnSet) appendKey(b *Columns, row int, r *flows.Record, o ordered) {
 	switch {
 	case r.Fragment:
 		s.fragment.set(row, true)
-	case b.c.Derived:
+	case b.c.Derived && !r.Redacted:
 		b.words.reset()
 		if id := b.words.community(r.Key); id != "" {
 			s.community.set(row, id)
@@ -156,6 +164,10 @@ func (s *columnSet) appendHop(row int, h *flows.HopCount) {
 	s.hopHook.value(row, uint8(h.At.Hook))
 	if h.Hop.Netns != "" {
 		s.hopNetns.text(row, h.Hop.Netns)
+	}
+	if h.NAT != flows.NATNone {
+		s.hopNAT.reserve(row + 1)
+		s.hopNAT.value(row, uint8(h.NAT))
 	}
 	s.hopReverse.set(row, h.Reverse)
 	s.hopChosen.set(row, h.Chosen)

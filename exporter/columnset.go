@@ -40,6 +40,7 @@ type columnSet struct {
 	direction, hook, endReason, basis *enum
 	community                         *plainTexts
 	fragment                          *bits
+	rate                              *fixed[float64]
 	connection, scope                 *fixed[uint64]
 	vlan, innerVLAN                   *fixed[uint16]
 	icmpType, icmpCode                *fixed[uint16]
@@ -49,7 +50,7 @@ type columnSet struct {
 	source, destination               *ends
 	hops                              *listed
 	hopInterface, hopNetns            *names
-	hopDirection, hopHook             *enum
+	hopDirection, hopHook, hopNAT     *enum
 	hopPackets, hopBytes              *counts
 	hopReverse, hopChosen             *bits
 	lists                             [numLists]*listed
@@ -69,6 +70,7 @@ func newColumnSet(d *budget) *columnSet {
 		s.totals[i] = add(s, newCounts(t.otlp))
 	}
 	s.start = add(s, newFixed[arrow.Timestamp](nameStart, momentType))
+	s.rate = add(s, newFixed[float64](nameSamplingRate, arrow.PrimitiveTypes.Float64))
 	s.addLists(d)
 	s.common = []interface{ reserve(rows int) }{s.end, s.start, s.schema, s.src, s.dst, s.srcPort, s.dstPort,
 		s.transport, s.network, s.direction, s.hook, s.endReason, s.basis, s.flags, s.reverseFlags, s.dscp}
@@ -99,6 +101,11 @@ func (s *columnSet) addCore(d *budget) {
 	s.srcPort = add(s, newFixed[uint16](nameSrcPort, u16))
 	s.dst = add(s, newAddresses(nameDstAddr, d))
 	s.dstPort = add(s, newFixed[uint16](nameDstPort, u16))
+	s.addTexts(d, nameSrcNATAddr)
+	s.addCounts(nameSrcNATPort)
+	s.addTexts(d, nameDstNATAddr)
+	s.addCounts(nameDstNATPort)
+	s.addTexts(d, nameNATEvidence)
 	s.transport = add(s, newEnum(nameTransport, flows.ProtoName))
 	s.network = add(s, newEnum(nameNetworkType, func(v uint8) string { return map[uint8]string{4: "ipv4", 6: "ipv6"}[v] }))
 	s.iface = add(s, newNames(nameInterface, d))
@@ -178,8 +185,9 @@ func (s *columnSet) addLists(d *budget) {
 	s.hopDirection, s.hopHook = newEnum(hopDirection, hookDirection), newEnum(hopHook, hookName)
 	s.hopPackets, s.hopBytes = newCounts(hopPackets), newCounts(hopBytes)
 	s.hopReverse, s.hopChosen = newBits(hopReverse), newBits(hopChosen)
+	s.hopNAT = newEnum(hopNAT, func(v uint8) string { return flows.NATStage(v).String() })
 	s.hops = add(s, newListed("weft.flow.hops", s.hopInterface, s.hopDirection, s.hopHook, s.hopNetns,
-		s.hopPackets, s.hopBytes, s.hopReverse, s.hopChosen))
+		s.hopPackets, s.hopBytes, s.hopReverse, s.hopChosen, s.hopNAT))
 	s.lists[listHops] = s.hops
 }
 

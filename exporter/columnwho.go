@@ -18,14 +18,14 @@ type ends struct {
 	comm       *names
 	labels     *listed
 	key, value *names
-	now, old   map[*flows.Entity]*known
+	now, old   map[*flows.Entity]*knownEnd
 	last       *flows.Entity
-	lastKnown  *known
+	lastKnown  *knownEnd
 	attrs      []slog.Attr
 }
 
-// known is an Entity as ids and numbers of columns.
-type known struct {
+// knownEnd is an Entity as ids and numbers of columns.
+type knownEnd struct {
 	texts  []knownText
 	counts []knownCount
 	labels [][2]int32
@@ -92,7 +92,7 @@ func (e *ends) set(row int, who *flows.Entity, told bool) {
 	}
 }
 
-func (e *ends) knownOf(who *flows.Entity) *known {
+func (e *ends) knownOf(who *flows.Entity) *knownEnd {
 	k, ok := e.now[who]
 	if ok {
 		return k
@@ -101,14 +101,14 @@ func (e *ends) knownOf(who *flows.Entity) *known {
 		k = e.learn(who)
 	}
 	if e.now == nil || len(e.now) >= maxWho {
-		e.now, e.old = make(map[*flows.Entity]*known), e.now
+		e.now, e.old = make(map[*flows.Entity]*knownEnd), e.now
 	}
 	e.now[who] = k
 	return k
 }
 
-func (e *ends) learn(who *flows.Entity) *known {
-	k := &known{}
+func (e *ends) learn(who *flows.Entity) *knownEnd {
+	k := &knownEnd{}
 	e.attrs = appendWho(e.attrs[:0], e.n, who, false)
 	for _, a := range e.attrs {
 		switch c := e.named(a.Key).(type) {

@@ -144,7 +144,7 @@ func (f *File) Close(ctx context.Context) error {
 		f.giveUp() // whatever is being compressed is begun again at the next start
 		return f.out.close()
 	case <-ctx.Done():
-		f.queue.abandon("shutdown")
+		f.queue.abandon()
 		return nil
 	}
 }

@@ -309,6 +309,13 @@ func parsePairs(list string) (map[string]string, error) {
 	return pairs, nil
 }
 
+// Resource is what every record's resource is: this host's name and system, the agent's
+// version, and what OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say over that. The
+// error is that the first is no list of pairs.
+func Resource(version string, getenv func(string) string) (map[string]string, error) {
+	return OTLPConfig{Version: version}.resource(getenv)
+}
+
 // resource describes this agent and host: what is found out, then
 // OTEL_RESOURCE_ATTRIBUTES over it, then OTEL_SERVICE_NAME over that.
 func (c OTLPConfig) resource(getenv func(string) string) (map[string]string, error) {

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"weft/exporter/api"
 	"weft/flows"
 )
 
@@ -38,6 +39,7 @@ type ParquetConfig struct {
 	Compression string            // zstd (also empty), snappy or none
 	Derived     bool              // see [ColumnsConfig]
 	Metadata    map[string]string // of every file: what the resource is
+	Intake                        // which records, and how
 	Queue       int               // most records waiting outside the disk; 0: [DefaultQueue]
 }
 
@@ -102,9 +104,12 @@ func NewParquet(c ParquetConfig, log *slog.Logger) (*Parquet, error) {
 	}
 	c.Size, c.Age, c.Keep = cmp.Or(c.Size, DefaultParquetSize), cmp.Or(c.Age, DefaultParquetAge), cmp.Or(c.Keep, DefaultParquetKeep)
 	p := &Parquet{c: c, queue: newQueue(c.Name, c.Queue), stop: make(chan struct{}), done: make(chan struct{})}
+	p.queue.intake = c.Intake
+	p.c.Metadata = maps.Clone(c.Metadata)
+	c.Redact.resource(p.c.Metadata)
 	p.log = logger(log).With("sink", c.Name, "dir", c.Dir)
 	rows := int(max(1, min(maxColumnRows, p.queue.limit/2))) //nolint:gosec // small
-	p.columns = NewColumns(ColumnsConfig{Rows: rows, Derived: c.Derived, Metadata: c.Metadata})
+	p.columns = NewColumns(ColumnsConfig{Rows: rows, Derived: c.Derived, Metadata: p.c.Metadata})
 	p.folder = parquetFolder{dir: c.Dir, keep: c.Keep, run: rand.Uint32(), log: p.log} //nolint:gosec // it guards nothing
 	go p.work()
 	return p, nil
@@ -129,6 +134,11 @@ func (p *Parquet) State() string {
 	return p.state
 }
 
+// Status says how the sink fares: the folder it writes to and what is wrong.
+func (p *Parquet) Status() *api.SinkStatus {
+	return &api.SinkStatus{Account: AccountToWire(p.Account()), Target: p.c.Dir, State: cmp.Or(p.State(), stateOK)}
+}
+
 // Close finishes the file with all that waits, or returns when ctx ends: then what is
 // not in a finished file is Lost["shutdown"], which is no error.
 func (p *Parquet) Close(ctx context.Context) error {
@@ -136,7 +146,7 @@ func (p *Parquet) Close(ctx context.Context) error {
 	select {
 	case <-p.done:
 	case <-ctx.Done():
-		p.queue.abandon("shutdown")
+		p.queue.abandon()
 		p.once.Do(func() { close(p.stop) })
 	}
 	return nil

@@ -123,7 +123,7 @@ func (p *Print) Close(ctx context.Context) error {
 	case <-p.done:
 		return p.failure()
 	case <-ctx.Done():
-		p.queue.abandon("shutdown")
+		p.queue.abandon()
 		return nil
 	}
 }

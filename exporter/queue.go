@@ -186,12 +186,12 @@ func (q *queue) close() {
 }
 
 // abandon closes and counts everything that still waits, in the worker's hands
-// too, as lost for reason; whatever the worker says of it later is too late.
-func (q *queue) abandon(reason string) {
+// too, as Lost["shutdown"]; whatever the worker says of it later is too late.
+func (q *queue) abandon() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.account.Waiting > 0 {
-		q.account.Lost[reason] += q.account.Waiting
+		q.account.Lost["shutdown"] += q.account.Waiting
 	}
 	q.account.Waiting, q.waiting = 0, nil
 	q.closed, q.abandoned = true, true

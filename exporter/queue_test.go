@@ -129,7 +129,7 @@ func TestAbandonedRecordsAreCountedOnce(t *testing.T) {
 	q := newQueue("test", 500)
 	q.put(records(100))
 	taken, _ := q.next(40, 0)
-	q.abandon("shutdown")
+	q.abandon()
 	q.settle(len(taken), 0, "") // too late
 	a := q.snapshot()
 	checkBalance(t, a)

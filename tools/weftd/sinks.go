@@ -47,6 +47,9 @@ type sinkConfig struct {
 	otlp   exporter.OTLPConfig
 	file   exporter.FileConfig
 	stdout exporter.StdoutConfig
+
+	parquet exporter.ParquetConfig
+	flight  exporter.FlightConfig
 }
 
 // sinkKind is a kind of sink: it knows its keys, what is wrong with their values
@@ -83,6 +86,8 @@ var sinkKinds = []sinkKind{
 	},
 	fileKind,
 	stdoutKind,
+	parquetKind,
+	flightKind,
 }
 
 // checkOTLPSink also completes the settings: those variables of OpenTelemetry that
@@ -116,6 +121,7 @@ func newSinkConfig(parent, name string, at origin) *sinkConfig {
 	o.Queue = exporter.DefaultQueue
 	return &sinkConfig{
 		name: name, key: parent + "." + name, at: at, otlp: o, file: defaultFile(), stdout: defaultStdout(),
+		parquet: defaultParquet(), flight: defaultFlight(),
 		redact: exporter.RedactConfig{IPv4: 24, IPv6: 48},
 	}
 }

@@ -19,9 +19,11 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/parquet-go/parquet-go"
 	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	"google.golang.org/protobuf/proto"
 
@@ -67,6 +69,11 @@ func TestSinkMistakesNameKeyLineAndMend(t *testing.T) {
 		"nested tenants": {"exporter:\n  sinks:\n    a:\n      tenants:\n        b: {tenants: {c: {}}, filter: vlan 7}", `:5: unknown key exporter.sinks.a.tenants.b.tenants`},
 		"group redacts":  {"exporter:\n  sinks:\n    a:\n      redact: {pod: drop}\n      tenants:\n        b: {otlp: {endpoint: 'http://a:1'}, filter: vlan 7}", `:3: exporter.sinks.a.redact: each tenant has its own`},
 		"default alone":  {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      default: {otlp: {endpoint: 'http://a:1'}}", `:3: exporter.sinks.a.default: it is for what belongs to no tenant`},
+		"no folder":      {"exporter:\n  sinks:\n    a:\n      parquet: {age: 1m}", ":3: exporter.sinks.a.parquet.dir: is missing; name a folder"},
+		"bad packing":    {"exporter:\n  sinks:\n    a:\n      parquet:\n        dir: /d\n        compression: rar", ":6: exporter.sinks.a.parquet.compression=rar: is not one of none, snappy, zstd"},
+		"shared folder":  {"exporter:\n  sinks:\n    a: {parquet: {dir: /s}}\n    b: {parquet: {dir: /s/}}", ":4: exporter.sinks.b.parquet.dir: /s is that of exporter.sinks.a.parquet.dir"},
+		"no service":     {"exporter:\n  sinks:\n    a: {flight: {path: t}}", ":3: exporter.sinks.a.flight.endpoint=: is no address; write for instance grpc+tls://"},
+		"plain with ca":  {"exporter:\n  sinks:\n    a:\n      flight:\n        endpoint: grpc://h:1\n        ca: /c.pem", ":5: exporter.sinks.a.flight.endpoint=grpc://h:1: has no TLS"},
 		"anchor is fine": {"exporter:\n  sinks:\n    a: {otlp: &x {endpoint: 'http://a:1'}}\n    b: {otlp: *x}", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -425,5 +432,50 @@ func TestDeadTenantDelaysNeitherTheDrainNorAnotherTenant(t *testing.T) {
 	}
 	if blue.was("team") || !red.was("web1") {
 		t.Error("want each tenant's records at its receiver only")
+	}
+}
+
+// The whole way: traffic, the agent, files that a reader takes.
+func TestAgentWritesParquetFiles(t *testing.T) {
+	h := newHouse(t)
+	dir := filepath.Join(h.dir, "lake")
+	w := h.start(t, "dataplane: {interfaces: ["+device+"]}\nexporter: {sinks: {lake: {parquet: {dir: "+dir+", age: 1s}}}}\n")
+	h.talk(t, 7000, 1000)
+	h.talk(t, 7001, 1000)
+	h.eventually(t, "the first file", func() error {
+		if files, err := filepath.Glob(filepath.Join(dir, "*.parquet")); err != nil || len(files) == 0 {
+			return fmt.Errorf("files %v, %w", files, err)
+		}
+		return nil
+	})
+	w.signal(t, syscall.SIGTERM)
+	if code := w.wait(t); code != 0 {
+		t.Fatalf("got exit code %d, want 0", code)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "weft-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := int64(0)
+	for _, path := range files {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := parquet.OpenFile(f, info.Size())
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		rows += p.NumRows()
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := fmt.Sprintf("lake.acknowledged=%d lake.lost=0", rows); rows < 2 || !strings.Contains(w.log.String(), want) {
+		t.Errorf("got %d rows in %v, want at least 2 and a last line with %s", rows, files, want)
 	}
 }
