@@ -120,6 +120,7 @@ func gainTCP(h, s *flows.TCPHealth) {
 	h.DupAcks += s.DupAcks
 	h.ZeroWindows += s.ZeroWindows
 	h.ZeroWindow += s.ZeroWindow
+	h.Untracked += s.Untracked
 	if s.Options != 0 {
 		h.MSS, h.WindowScale, h.Options = s.MSS, s.WindowScale, s.Options
 	}

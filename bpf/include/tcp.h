@@ -453,6 +453,15 @@ __noinline int tcp_rare(frame_t *ctx, const struct packet *p, struct tcp_conv *c
 	return 0;
 }
 
+/* Both ends sent FIN, and nothing of theirs waits for an answer: a stranger would have to
+ * forge both.
+ */
+static __always_inline int ended(const struct tcp_conv *c)
+{
+	return c->side[0].state & c->side[1].state & WEFT_TCP_DONE &&
+	       !(c->side[0].probe_ns | c->side[1].probe_ns);
+}
+
 /* Takes a line for a connection that has none; its index in the pair, or -1. */
 __noinline int tcp_adopt(const struct packet *p, struct tcp_pair *b, __u32 tag)
 {
@@ -465,8 +474,11 @@ __noinline int tcp_adopt(const struct packet *p, struct tcp_pair *b, __u32 tag)
 		return -1;
 	for (__u32 i = 0; i < 2; i++) {
 		c = &b->way[i & 1];
-		/* a new connection takes the place of one that rests; others only of an old one */
-		if (!c->tag || now - c->last > (p->flags & TCP_SYN ? 1024 : 8192)) {
+		/* a new connection takes the place of one that ended or rests; others only of
+		 * an old one
+		 */
+		if (!c->tag || now - c->last > (p->flags & TCP_SYN ? 1024 : 8192) ||
+		    (p->flags & TCP_SYN && ended(c))) {
 			c->tag = 0;
 			__builtin_memset((__u8 *)c + 4, 0, sizeof(*c) - 4);
 			c->last = now;
