@@ -17,8 +17,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"weft/cni"
 	"weft/dataplane"
 	"weft/exporter"
@@ -41,12 +39,13 @@ type agent struct {
 
 	started time.Time
 	store   *exporter.Store
-	outlets []outlet        // of exporter.otlp, if it has an endpoint, and of exporter.sinks
-	printer *exporter.Print // nil: no -print
-	drops   *exporter.Drops // nil: not traced
-	dns     *exporter.DNS   // nil: not read
-	sinks   []flows.Sink    // those that are there, outlets among them
-	routed  []flows.Sink    // those that get their records from one of sinks
+	outlets []outlet          // of exporter.otlp, if it has an endpoint, and of exporter.sinks
+	printer *exporter.Print   // nil: no -print
+	traffic *exporter.Traffic // nil: exporter.prometheus.pairs is 0
+	drops   *exporter.Drops   // nil: not traced
+	dns     *exporter.DNS     // nil: not read
+	sinks   []flows.Sink      // those that are there, outlets among them
+	routed  []flows.Sink      // those that get their records from one of sinks
 	socket  *exporter.Server
 	web     *exporter.Web // nil: listen.http is off
 	mirror  *cni.Mirror   // nil: mirrorErr says why
@@ -128,31 +127,6 @@ func (a *agent) open() error {
 	return nil
 }
 
-func (a *agent) listenHTTP() (err error) {
-	if a.cfg.HTTP == "" {
-		return nil
-	}
-	extra := []prometheus.Collector{newAgentCollector(a)}
-	if a.cfg.Dataplane.Drops {
-		a.drops = &exporter.Drops{Name: a.device}
-		extra = append(extra, a.drops)
-	}
-	if a.cfg.Dataplane.DNS {
-		a.dns = &exporter.DNS{}
-		extra = append(extra, a.dns)
-	}
-	for _, o := range a.outlets {
-		if c, ok := o.(prometheus.Collector); ok {
-			extra = append(extra, c)
-		}
-	}
-	a.web, err = exporter.ListenHTTP(exporter.WebOptions{
-		Addr: a.cfg.HTTP, Version: ownVersion(), Health: a.healthy, Ready: a.ready, Extra: extra,
-		Ledger: func() flows.Ledger { l, _ := a.store.Ledger(); return l }, Latencies: a.store.Latencies,
-	})
-	return err
-}
-
 // device names a point without a hook, if it is watched.
 func (a *agent) device(at flows.Point) (flows.Hop, bool) {
 	at.Hook = flows.HookIngress
@@ -223,6 +197,9 @@ func (a *agent) watch(b *flows.Batch) {
 // ledger in which the accounts of all sinks have them.
 func (a *agent) deliver(w flows.Window) {
 	a.name(w.Records)
+	if a.traffic != nil {
+		a.traffic.Add(w.Records, w.End)
+	}
 	a.export(flows.Window{End: w.End, Records: w.Records})
 	for _, s := range a.accounted() {
 		w.Ledger.Sinks = append(w.Ledger.Sinks, s.Account())

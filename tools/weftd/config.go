@@ -29,6 +29,7 @@ type Config struct {
 	Dataplane dataplane.Options
 	Table     flows.TableOptions
 	Store     int // records kept in memory for flowctl
+	Pairs     int // that have series of their own in /metrics; 0: no such metrics
 
 	CNI   cniConfig
 	OTLP  exporter.OTLPConfig // the sink "otlp"
@@ -74,6 +75,7 @@ func defaultConfig() Config {
 			MaxConversations: 131072,
 		},
 		Store: exporter.DefaultStore,
+		Pairs: exporter.DefaultTrafficSeries,
 		CNI: cniConfig{
 			kubernetes: true, containers: true, vms: true, sandboxes: true, processes: true,
 			runtimes: cni.DefaultRuntimes, results: cni.DefaultResults, leases: cni.DefaultLeases,

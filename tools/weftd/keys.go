@@ -89,6 +89,7 @@ var keys = slices.Concat([]key{
 	text("cni.kubeconfig", func(c *Config) *string { return &c.CNI.kubeconfig }, checkFileOrNone),
 	text("cni.leases", func(c *Config) *string { return &c.CNI.leases }, checkFolder),
 }, otlpKeys("exporter.otlp.", ownOTLP), spoolKeys("exporter.spool.", ownOTLP), paceKeys("exporter.", ownOTLP), []key{
+	number("exporter.prometheus.pairs", func(c *Config) *int { return &c.Pairs }, 0, 65536),
 	reloaded(word("log.level", func(c *Config) *slog.Level { return &c.Level },
 		choice[slog.Level]{"debug", slog.LevelDebug}, choice[slog.Level]{"info", slog.LevelInfo},
 		choice[slog.Level]{"warn", slog.LevelWarn}, choice[slog.Level]{"error", slog.LevelError})),
