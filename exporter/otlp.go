@@ -150,6 +150,8 @@ type OTLP struct {
 	ledger    flows.Ledger // the latest
 	latencies Latencies    // the latest
 
+	fresh chan struct{} // one token: there is a ledger that the spool has not; nil: it takes none
+
 	ctx     context.Context // of every request; ended by Close's deadline
 	cancel  context.CancelFunc
 	stop    chan struct{}              // closed by Close
@@ -191,6 +193,10 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 		if o.run = rand.Uint64(); c.Spool.Dir != "" {
 			o.spool = newSpool(c.Spool, o.run, o.logs.log)
 			o.work.Go(o.sendSpooled)
+			if c.Filter == nil && !c.Sample.on() { // else what was left out would seem to be missing
+				o.fresh = make(chan struct{}, 1)
+				o.work.Go(o.tellSpool)
+			}
 		}
 		o.work.Go(o.encodeLogs)
 	}
@@ -217,6 +223,10 @@ func (o *OTLP) Export(_ context.Context, w flows.Window) error {
 		o.mu.Lock()
 		o.ledger = w.Ledger
 		o.mu.Unlock()
+		select {
+		case o.fresh <- struct{}{}:
+		default:
+		}
 	}
 	if w.Latencies != nil {
 		o.mu.Lock()
@@ -224,6 +234,21 @@ func (o *OTLP) Export(_ context.Context, w flows.Window) error {
 		o.mu.Unlock()
 	}
 	return nil
+}
+
+// tellSpool is the worker that keeps the spool's tally: the drain must not wait for a disk.
+func (o *OTLP) tellSpool() {
+	for {
+		select {
+		case <-o.fresh:
+			o.mu.Lock()
+			all := flowsCount(&o.ledger)
+			o.mu.Unlock()
+			o.spool.told(all)
+		case <-o.stop:
+			return
+		}
+	}
 }
 
 // Account says where every record is.
@@ -274,6 +299,9 @@ func (o *OTLP) sendMetrics(every time.Duration) {
 		if ledger.At.IsZero() {
 			continue
 		}
+		// One time for all requests: Prometheus makes a target_info of each one's resource, and
+		// refuses a request whose is older than the last.
+		latencies.At = ledger.At
 		o.sendRound(append(o.encoder.metricBatches(&ledger), o.encoder.latencyBatches(latencies)...))
 	}
 }
@@ -311,7 +339,7 @@ func (o *OTLP) Spooled() uint64 {
 }
 
 // otlpDescs are the figures of one sink, whose name is a label of all.
-type otlpDescs struct{ spoolWaiting, spoolRecovered, requests *prometheus.Desc }
+type otlpDescs struct{ spoolWaiting, spoolRecovered, spoolMissing, requests *prometheus.Desc }
 
 func newOTLPDescs(sink string) otlpDescs {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
@@ -321,6 +349,8 @@ func newOTLPDescs(sink string) otlpDescs {
 		desc("weft_spool_waiting_records", "Flow records of this run that wait on disk for the OTLP receiver."),
 		desc("weft_spool_recovered_records_total",
 			"Flow records that an earlier run left in the spool, by what became of them: acknowledged, lost.", "outcome"),
+		desc("weft_spool_missing_packets_total",
+			"Packets at points that runs which were killed had in flows and in no spooled request, since the spool was made."),
 		desc("weft_otlp_requests_total",
 			"OTLP requests by signal and by what the answer meant: ok, retrying, refused, rejected (in part), too_large.", "signal", "outcome"),
 	}
@@ -330,6 +360,7 @@ func newOTLPDescs(sink string) otlpDescs {
 func (o *OTLP) Describe(ch chan<- *prometheus.Desc) {
 	ch <- o.descs.requests
 	ch <- o.descs.spoolRecovered
+	ch <- o.descs.spoolMissing
 	ch <- o.descs.spoolWaiting
 }
 
@@ -337,6 +368,7 @@ func (o *OTLP) Describe(ch chan<- *prometheus.Desc) {
 func (o *OTLP) Collect(ch chan<- prometheus.Metric) {
 	if o.spool != nil {
 		ch <- prometheus.MustNewConstMetric(o.descs.spoolWaiting, prometheus.GaugeValue, float64(o.Spooled()))
+		ch <- prometheus.MustNewConstMetric(o.descs.spoolMissing, prometheus.CounterValue, float64(o.spool.missing().Packets))
 		for i, outcome := range []string{"acknowledged", "lost"} {
 			ch <- prometheus.MustNewConstMetric(o.descs.spoolRecovered, prometheus.CounterValue, float64(o.recovered[i].Load()), outcome)
 		}

@@ -59,6 +59,38 @@ func TestLedgerMetricsAreCumulativeFromOneStart(t *testing.T) {
 	})
 }
 
+// Prometheus refuses a request whose resource is older than that of the one before.
+func TestLedgerAndHistogramsOfOneExportHaveOneTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{}
+		o := r.start(t, OTLPConfig{Metrics: 10 * time.Second})
+		l := fullLedger()
+		if err := o.Export(t.Context(), flows.Window{End: l.At.Add(-time.Second), Ledger: l, Latencies: allMeasures()}); err != nil {
+			t.Fatal(err)
+		}
+		if err := closeOTLP(t, o, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(r.metrics.requests); n != 3 {
+			t.Fatalf("got %d requests, want the ledger's, what was left out, and the histograms", n)
+		}
+		for i, req := range r.metrics.requests {
+			for _, m := range req.ResourceMetrics[0].ScopeMetrics[0].Metrics {
+				times := map[uint64]bool{}
+				for _, p := range m.GetSum().GetDataPoints() {
+					times[p.TimeUnixNano] = true
+				}
+				for _, p := range m.GetExponentialHistogram().GetDataPoints() {
+					times[p.TimeUnixNano] = true
+				}
+				if len(times) != 1 || !times[uint64(l.At.UnixNano())] {
+					t.Errorf("request %d, %s: got times %v, want the ledger's %d alone", i, m.Name, times, l.At.UnixNano())
+				}
+			}
+		}
+	})
+}
+
 func TestFailingMetricsTouchNoRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &receiver{}

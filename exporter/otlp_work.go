@@ -2,7 +2,11 @@
 
 package exporter
 
-import "time"
+import (
+	"time"
+
+	"weft/flows"
+)
 
 // encodeLogs is the worker that makes requests of records, and sends them too
 // when there is no spool.
@@ -29,7 +33,7 @@ func (o *OTLP) encodeLogs() {
 				n = 1
 				o.queue.settle(0, 1, "too_large")
 			case o.spool != nil:
-				o.keep(body, n)
+				o.keep(body, records[:n])
 			default:
 				o.sendBatch(batch{body: body, records: n})
 			}
@@ -40,9 +44,13 @@ func (o *OTLP) encodeLogs() {
 
 // keep puts a request into the spool; while neither disk nor memory has room
 // for it, records wait in the queue.
-func (o *OTLP) keep(body []byte, n int) {
+func (o *OTLP) keep(body []byte, records []flows.Record) {
+	n, count := len(records), flows.Count{}
+	for i := range records {
+		count.Add(hopCount(&records[i]))
+	}
 	for {
-		ok, kept, lost := o.spool.put(body, n)
+		ok, kept, lost := o.spool.put(body, n, count)
 		o.lose(lost)
 		if kept {
 			o.queue.park(n)

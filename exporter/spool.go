@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"weft/flows"
 )
 
 // SpoolConfig says where requests wait on disk. The zero value: nowhere, they
@@ -52,6 +54,8 @@ type spool struct {
 	next    uint64 // number of the next request
 	fault   string // why the disk took nothing last time
 	unread  string // why the oldest could not be read last time
+	untold  string // why the tally could not be written last time
+	tally   tally
 	closed  bool
 	wake    chan struct{} // one token: something to take, or closed
 }
@@ -103,7 +107,11 @@ func (s *spool) open() error {
 	if err != nil {
 		return errors.Join(err, lock.Close())
 	}
+	if err := s.carry(found); err != nil {
+		s.log.Warn("cannot read the spool's tally", "err", err)
+	}
 	s.lock, s.entries = lock, append(found, s.entries...)
+	s.keepTally()
 	s.signal()
 	return nil
 }
@@ -170,8 +178,8 @@ func batchID(number, run uint64) string { return fmt.Sprintf("%016x-%016x", numb
 
 // put takes a request, on disk or, when that fails, in memory; false: neither has
 // room, try again later. What had to go for it is in lost; kept says that it is
-// on disk.
-func (s *spool) put(body []byte, records int) (ok, kept bool, lost []evicted) {
+// on disk. count is what the records have of their points.
+func (s *spool) put(body []byte, records int, count flows.Count) (ok, kept bool, lost []evicted) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := &spooled{name: spoolName(s.next, s.run, records), records: records, since: time.Now()}
@@ -195,6 +203,11 @@ func (s *spool) put(body []byte, records int) (ok, kept bool, lost []evicted) {
 		e.size, e.held = 0, slices.Clone(body)
 	}
 	s.next++
+	if err == nil { // noted before it can be sent and removed
+		s.tally.Next = s.next
+		s.tally.Safe.Add(count)
+		s.keepTally()
+	}
 	s.bytes += e.size
 	s.entries = append(s.entries, e)
 	s.signal()
@@ -360,6 +373,8 @@ func (s *spool) close() (held []evicted, err error) {
 	if left > 0 {
 		s.log.Info("records wait in the spool for the next start", "records", left)
 	}
+	s.tally.Flows, s.tally.Safe = flows.Count{}, flows.Count{} // what is lost now is in the ledger
+	s.keepTally()
 	if s.lock != nil {
 		err = s.lock.Close()
 	}

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"weft/flows"
 )
 
 // testSpool is a spool of small requests with its log.
@@ -35,7 +37,7 @@ func testSpool(t *testing.T, c SpoolConfig) (*spool, *syncBuffer) {
 
 func put(t *testing.T, s *spool, body string) (kept bool, lost []evicted) {
 	t.Helper()
-	ok, kept, lost := s.put([]byte(body), 10)
+	ok, kept, lost := s.put([]byte(body), 10, flows.Count{})
 	if !ok {
 		t.Fatalf("put %q: no room", body)
 	}
@@ -221,7 +223,7 @@ func TestDiskThatTakesNothingHoldsUpNothing(t *testing.T) {
 					t.Errorf("request %d: got it on a disk that takes nothing", i)
 				}
 			}
-			if ok, _, _ := s.put([]byte("5"), 10); ok {
+			if ok, _, _ := s.put([]byte("5"), 10, flows.Count{}); ok {
 				t.Error("got room for more requests in memory than maxHeld")
 			}
 			if err := c.mend(dir); err != nil {
@@ -347,5 +349,67 @@ func TestSpoolKeepsWhatItCannotReadNow(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "spool is read again") {
 		t.Errorf("got log %q, want that it is over", log.String())
+	}
+}
+
+func TestWhatAKilledRunHadIsMissedByTheNext(t *testing.T) {
+	dir := t.TempDir()
+	run := func(flowing, safe uint64) *spool {
+		s, _ := testSpool(t, SpoolConfig{Dir: dir})
+		if flowing > 0 {
+			s.told(flows.Count{Packets: flowing, Bytes: 10 * flowing})
+			if ok, _, _ := s.put([]byte("x"), 1, flows.Count{Packets: safe, Bytes: 10 * safe}); !ok {
+				t.Fatal("no room")
+			}
+		}
+		return s
+	}
+	killed := func(s *spool) { // its lock goes, as with a process
+		if err := s.lock.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	killed(run(1000, 900))
+	s := run(500, 450)
+	if got := s.missing(); got != (flows.Count{Packets: 100, Bytes: 1000}) {
+		t.Errorf("after a kill: got %+v missing, want 100 packets", got)
+	}
+	killed(s)
+	s = run(70, 10)
+	if got := s.missing().Packets; got != 150 {
+		t.Errorf("after two: got %d missing, want 150", got)
+	}
+	if _, err := s.close(); err != nil {
+		t.Fatal(err)
+	}
+	s, log := testSpool(t, SpoolConfig{Dir: dir})
+	if got := s.missing().Packets; got != 150 || strings.Contains(log.String(), "killed") {
+		t.Errorf("after a stop: got %d missing and %q, want 150 and no word of a kill", got, log)
+	}
+}
+
+func TestRequestsThatWereSafeBeforeTheTallyKnewAreNotMissing(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := testSpool(t, SpoolConfig{Dir: dir})
+	all := records(10)
+	var want flows.Count
+	for i := range all {
+		want.Add(hopCount(&all[i]))
+	}
+	s.told(want)
+	before, err := os.ReadFile(filepath.Join(dir, tallyName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, n := newTestEncoder(t).Append(nil, all, t0)
+	if ok, _, _ := s.put(body, n, want); !ok || n != 10 || want.Packets == 0 {
+		t.Fatalf("got %d records of %+v in, want 10", n, want)
+	}
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, tallyName), before, 0o600), s.lock.Close()); err != nil { // as if killed between the two
+		t.Fatal(err)
+	}
+	next, log := testSpool(t, SpoolConfig{Dir: dir})
+	if got := next.missing(); got != (flows.Count{}) {
+		t.Errorf("got %+v missing, want nothing: it is on disk; log %s", got, log)
 	}
 }

@@ -189,7 +189,7 @@ func left(t *testing.T, dir string) []string {
 	}
 	var names []string
 	for _, f := range files {
-		if f.Name() != "lock" {
+		if strings.HasSuffix(f.Name(), ".otlp.zst") {
 			names = append(names, f.Name())
 		}
 	}
