@@ -21,7 +21,7 @@ EXEC := -exec "$(SUDO) env PATH=$(PATH) HOME=$(HOME)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build image run demo test test-receivers test-runtimes test-kubernetes test-kernels bench generate generate-check lint fuzz clean
+.PHONY: help build image run demo test test-otlp test-receivers test-runtimes test-kubernetes test-kernels bench generate generate-check lint fuzz clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -43,11 +43,16 @@ demo: build ## a small network of namespaces with real traffic, watched for DEMO
 
 test: ## every test that needs no other kernel; one package at a time, since they share the kernel's locks
 	$(GO) test -count=1 -p 1 $(EXEC) ./...
-	$(MAKE) --no-print-directory test-receivers
-	@echo 'left out: real container runtimes (make test-runtimes, make test-kubernetes), other kernels (make test-kernels), long fuzzing (make fuzz), measurements (make bench)'
+	$(MAKE) --no-print-directory test-otlp
+	@echo 'left out: receivers of others (make test-receivers), real container runtimes (make test-runtimes, make test-kubernetes), other kernels (make test-kernels), long fuzzing (make fuzz), measurements (make bench)'
 
-test-receivers: ## the export against a real OpenTelemetry receiver (a module of its own)
-	cd exporter/receivertest && $(GO) test -count=1 ./...
+test-otlp: ## the export against a real OpenTelemetry receiver in the tests' process (a module of its own)
+	cd exporter/receivertest && $(GO) test -count=1 $(EXEC) ./...
+
+test-receivers: ## what weftd sends, as the Collector, Prometheus and VictoriaMetrics have it; builds them from the module proxy first (20 min, once)
+	tools/receivers/build.sh $(CACHE)/receivers
+	$(GO) test -count=1 -tags receivers -run 'HasWhat|FilesHave' -exec "$(SUDO) env RECEIVERS=$(CACHE)/receivers PATH=$(PATH) HOME=$(HOME)" ./tools/weftd
+	cd exporter/receivertest && $(GO) test -count=1 -v -timeout 30m -run KilledAgentsSay -exec "$(SUDO) env CHAOS_LIVES=200 PATH=$(PATH) HOME=$(HOME)" .
 
 test-runtimes: ## topology and names against real gVisor, containerd and Podman (WEFT_TESTBED=the folder with their programs; needs runc and podman)
 	@test -n "$(WEFT_TESTBED)" || { echo 'set WEFT_TESTBED to the folder that the testbed was unpacked into' >&2; exit 2; }

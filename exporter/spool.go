@@ -55,7 +55,7 @@ type spool struct {
 	fault   string // why the disk took nothing last time
 	unread  string // why the oldest could not be read last time
 	untold  string // why the tally could not be written last time
-	tally   tally
+	tally   spoolTally
 	closed  bool
 	wake    chan struct{} // one token: something to take, or closed
 }

@@ -16,12 +16,12 @@ import (
 	"weft/flows"
 )
 
-// tally is what the folder of a spool says of the run that writes to it, so that the
+// spoolTally is what the folder of a spool says of the run that writes to it, so that the
 // next one can tell what is missing when this one is killed: packets at points that
 // were in flows and in no request on disk. It is a file of some hundred bytes, renamed
 // into place with each ledger and each request. Not synced: it is for a killed agent, and
 // a power cut may take a second of it.
-type tally struct {
+type spoolTally struct {
 	Run     uint64      // of the requests that are in Safe
 	Next    uint64      // number of the first request that is not
 	Flows   flows.Count // drained into conversations, at all points
@@ -56,12 +56,12 @@ func less(a, b flows.Count) flows.Count {
 // carry reads what the run before wrote and begins this run's tally. s.mu is held and
 // found is what lies in the folder.
 func (s *spool) carry(found []*spooled) error {
-	s.tally = tally{Run: s.run, Next: s.next}
+	s.tally = spoolTally{Run: s.run, Next: s.next}
 	text, err := os.ReadFile(filepath.Join(s.c.Dir, tallyName))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	var before tally
+	var before spoolTally
 	if err == nil {
 		err = json.Unmarshal(text, &before)
 	}

@@ -27,11 +27,11 @@ flows: {active_timeout: 2s, idle_timeout: 1s}
 type ledgerAnswer struct {
 	Balanced bool
 	Points   []struct {
-		Interface, Hook  string
-		Seen, Flows, GSO uint64
-		Skipped          map[string]uint64
-		InTable          uint64 `json:"in_table"`
-		Unaccounted      int64
+		Interface, Hook        string
+		Seen, Flows, GSO, Open uint64
+		Skipped                map[string]uint64
+		InTable                uint64 `json:"in_table"`
+		Unaccounted            int64
 	}
 	Records struct {
 		Made, Acknowledged, Waiting uint64

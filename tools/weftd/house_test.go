@@ -236,18 +236,23 @@ func (w *weftd) signal(t *testing.T, s os.Signal) {
 // eventually polls until check is content, for at most 20 seconds.
 func (h *house) eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
+	h.within(t, 20*time.Second, what, check)
+}
+
+// within is eventually with another limit.
+func (h *house) within(t *testing.T, limit time.Duration, what string, check func() error) {
+	t.Helper()
 	var err error
-	within := 20 * time.Second
 	if os.Getenv("WEFT_EMULATED") == "1" {
-		within = time.Minute // loading the programs alone may take ten seconds there
+		limit *= 3 // loading the programs alone may take ten seconds there
 	}
-	deadline := time.Now().Add(within)
+	deadline := time.Now().Add(limit)
 	for tick := time.NewTicker(50 * time.Millisecond); time.Now().Before(deadline); <-tick.C {
 		if err = check(); err == nil {
 			return
 		}
 	}
-	t.Fatalf("%s: not within %s: %v", what, within, err)
+	t.Fatalf("%s: not within %s: %v", what, limit, err)
 }
 
 // get fetches a page of the agent's, whose loopback is here.
