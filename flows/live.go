@@ -184,13 +184,36 @@ func (w *Watch) translated(c *watched) (to Translation, by NATBasis) {
 	for i := range c.hops {
 		first, last = min(first, c.hops[i].span[0]), max(last, c.hops[i].span[1])
 	}
-	if to, ok := w.table.translation(conv, first, last); ok {
+	if to, ok := w.table.translation(conv, first, last); ok && w.agree(&to, &c.key) {
 		return to, NATTracked
 	}
 	if to, ok := w.table.sameConnection(conv); ok {
 		return to, NATConnection
 	}
 	return to, 0
+}
+
+// agree reports whether what this drain brought with to's addresses, in the scope of k,
+// has no two ConnectionIDs: then it is not one connection.
+func (w *Watch) agree(to *Translation, k *convKey) bool {
+	var id uint64
+	for _, as := range to.keys() {
+		if !as.Src.IsValid() {
+			continue
+		}
+		key, _ := k.seenAs(as)
+		if w.convs[key] == nil {
+			continue
+		}
+		if at := w.table.convs.find(&key, w.table.convs.hashOf(&key)); at != 0 {
+			own := w.table.convs.at(at).connectionID()
+			if id != 0 && own != 0 && own != id {
+				return false
+			}
+			id = cmp.Or(id, own)
+		}
+	}
+	return true
 }
 
 // tell writes g as a record, with the initiator that the table knows or guesses.

@@ -333,6 +333,26 @@ func TestRankingsHaveATranslatedConnectionOnce(t *testing.T) {
 	}
 }
 
+// Connection tracking may be behind: what has other sequence numbers is another connection.
+func TestRankingsKeepConnectionsOfOtherNumbersApart(t *testing.T) {
+	to := serviced(ProtoTCP)
+	for other, want := range map[uint32]int{100: 1, 900: 2} {
+		table := NewTable(TableOptions{Translations: &tracking{to}})
+		watch := NewWatch(table)
+		empty, b := Batch{At: second(0), Final: true}, Batch{At: second(1), Final: true, Flows: []Sample{
+			flow(podIn, to.Opened, 3, 0.5, starts(FlagSYN, 100, 0)), flow(podOut, to.Opened.Reverse(), 2, 0.7, starts(FlagSYN|FlagACK, 700, 101)),
+			flow(eth0Out, to.Sent, 3, 0.5001, starts(FlagSYN, other, 0)), flow(eth0In, to.Sent.Reverse(), 2, 0.6, starts(FlagSYN|FlagACK, 700, other+1)),
+		}}
+		table.Fold(empty)
+		watch.Add(&empty)
+		table.Fold(b)
+		a, _ := watch.Add(&b)
+		if len(a.Live) != want || (a.Live[0].NAT != nil) != (want == 1) {
+			t.Errorf("behind the translation number %d, before it 100: got %d conversations, %+v, want %d", other, len(a.Live), a.Live, want)
+		}
+	}
+}
+
 func TestFiltersMeetBothAddressesOfAnEnd(t *testing.T) {
 	to := nodePorted(ProtoTCP)
 	r := &Record{Key: to.ends(), NAT: to.nat(NATTracked)}
