@@ -176,11 +176,31 @@ func (t *Table) sameConnection(c *conversation) (to Translation, ok bool) {
 		if later := p.syn - same[i].syn; later == 0 || later > synPasses {
 			return to, false // which was first is not known, or it is another SYN
 		}
+		if t.meet(same[i], p) || t.meet(same[0], p) {
+			return to, false
+		}
 	}
 	before, after := same[0], same[n-1]
 	to = Translation{before.key.from(before.opener()), after.key.from(after.opener())}
 	_, _, ok = to.in(&c.key)
 	return to, ok
+}
+
+// meet reports whether one point has seen the openers of both go by. A packet passes none
+// twice in one direction, so they are two connections, whatever their numbers: who has both
+// ends of two chooses these.
+func (t *Table) meet(a, b *conversation) bool {
+	for h := &a.first; h != nil; h = t.after(h) {
+		if h.packets == 0 || h.from() != a.opener() {
+			continue
+		}
+		for g := &b.first; g != nil; g = t.after(g) {
+			if g.packets != 0 && g.from() == b.opener() && g.where>>1 == h.where>>1 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // settle decides the source of each view and the hops that make the totals: of what the

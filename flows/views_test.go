@@ -230,6 +230,10 @@ func TestWhatIsNotOneConnectionIsNotJoined(t *testing.T) {
 			slices.Concat(connection(to.Opened, podIn, podOut, 100, 0.5), connection(tcp("10.2.0.1:77", "10.2.0.2:80"), eth0Out, eth0In, 100, 60.5)),
 		},
 		{
+			"equal sequence numbers, that go the same way through one device", TableOptions{},
+			slices.Concat(connection(to.Opened, podIn, podOut, 100, 0.5), connection(tcp("10.9.0.5:40001", "203.0.113.66:443"), podIn, podOut, 100, 0.51)),
+		},
+		{
 			"asked to be kept apart", TableOptions{Translations: &tracking{to}, Apart: true},
 			slices.Concat(connection(to.Opened, podIn, podOut, 100, 0.5), connection(to.Sent, eth0Out, eth0In, 100, 0.5001)),
 		},
