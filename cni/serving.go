@@ -9,10 +9,13 @@ import (
 )
 
 // Translation implements [flows.Translations] by the connection tracking of those
-// namespaces that are in the domain of scope.
+// namespaces that are in the domain of scope. Loopback addresses are each namespace's own.
 func (c *Census) Translation(scope flows.Scope, k flows.Key, first, last int64) (flows.Translation, bool) {
 	if c.nat == nil {
 		return flows.Translation{}, false
+	}
+	if k.Src.Addr().IsLoopback() || k.Dst.Addr().IsLoopback() {
+		return c.nat.find(func(space uint64) bool { return space == scope.Netns }, k, first, last)
 	}
 	domain := c.resolver.domain(scope.Netns)
 	return c.nat.find(func(space uint64) bool { return c.resolver.domain(space) == domain }, k, first, last)
