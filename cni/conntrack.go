@@ -33,6 +33,7 @@ const (
 	spacesEvery   = time.Second
 	trackedPoll   = 250 * time.Millisecond // how long Close may wait
 	trackAgain    = 10 * time.Second
+	listAgain     = time.Minute                                // while there is something whose end the kernel may not tell
 	conntrackOnly = "/proc/sys/net/netfilter/nf_conntrack_max" // is there once the kernel tracks anything
 )
 
@@ -47,6 +48,7 @@ type conntrack struct {
 	trackers []*tracker // of run's goroutine
 	known    atomic.Pointer[[]*tracker]
 	over     atomic.Int64 // namespaces for which there was no room
+	spent    atomic.Int64 // places for translations in all of them
 }
 
 // tracker is one network namespace's.
@@ -182,13 +184,14 @@ func (c *conntrack) follow(now time.Time) {
 		if i >= 0 {
 			next = append(next, c.trackers[i])
 		} else {
-			next = append(next, &tracker{space: s.Netns, path: s.Path, fd: -1, translations: newTranslations()})
+			next = append(next, &tracker{space: s.Netns, path: s.Path, fd: -1, translations: newTranslations(&c.spent)})
 			changed = true
 		}
 	}
 	for _, t := range c.trackers {
 		if !slices.Contains(next, t) {
 			t.close()
+			t.leave()
 			changed = true
 		}
 	}
@@ -200,6 +203,8 @@ func (c *conntrack) follow(now time.Time) {
 		if t.fd < 0 && !now.Before(t.again) {
 			t.err = t.open(spaces[i])
 			t.again = now.Add(trackAgain)
+		} else if t.fd >= 0 && t.unheard > 0 && !t.dumping && len(t.asks) == 0 && now.UnixNano()-t.checked >= int64(listAgain) {
+			t.err = t.listWhole()
 		}
 		if t.err != nil && !gone(t.err) {
 			errs = append(errs, fmt.Errorf("network namespace %s: %w", t.path, t.err))
@@ -227,9 +232,15 @@ func (t *tracker) open(s *Space) error {
 	if err = inNetns(own, in, func() (err error) { t.fd, err = trackedHere(); return err }); err != nil {
 		return err
 	}
-	t.asks, t.dumping = wholeList, false
-	t.list++
+	t.dumping = false
 	t.read = time.Now().UnixNano()
+	return t.listWhole()
+}
+
+// listWhole asks for all of the list.
+func (t *tracker) listWhole() error {
+	t.asks = wholeList
+	t.list++
 	return t.ask()
 }
 

@@ -182,6 +182,76 @@ func TestConnectionTrackingOfANamespaceThatGoesIsLetGo(t *testing.T) {
 	}
 }
 
+// TestTheEndOfAConnectionOlderThanTheAgentIsFound, which the kernel tells nobody: it is
+// listed again.
+func TestTheEndOfAConnectionOlderThanTheAgentIsFound(t *testing.T) {
+	ns := translating(t)
+	k := reaches(t, ns, "udp4", "10.96.0.1:80")
+	ino, err := inodeOf(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spaces := []*Space{{Netns: cookieOf(t, ns), Path: ns, ino: ino}}
+	c := newConntrack(quiet(), func() []*Space { return spaces })
+	reads := func(now time.Time, what string, want int) {
+		c.follow(now)
+		one, buffer := c.trackers[0], make([]byte, 1<<16)
+		soonEnough(t, 5*time.Second, what, func() bool {
+			if err := one.receive(buffer); err != nil {
+				t.Fatal(err)
+			}
+			return !one.dumping && len(one.asks) == 0 && one.standing() == want
+		})
+	}
+	reads(time.Now(), "the list has it", 1)
+	defer c.trackers[0].close()
+	in(t, ns, func(h *netlink.Handle) error { return h.ConntrackTableFlush(netlink.ConntrackTable) })
+	reads(time.Now().Add(2*listAgain), "the next list does not", 0)
+	now := time.Now().UnixNano()
+	if got, ok := c.find(anywhere, k, now-1, now+1); ok {
+		t.Errorf("after its end: got %+v, want no answer", got)
+	}
+}
+
+// TestADirectConnectionIsNotTakenForATranslatedOne: a client sends to a server and, from
+// the same port, to a Service that the server is behind. The kernel gives the latter
+// another port; what goes to the server is between its translations by its addresses alone.
+func TestADirectConnectionIsNotTakenForATranslatedOne(t *testing.T) {
+	ns := translating(t)
+	c := following(t, ns)
+	var direct, service flows.Key
+	in(t, ns, func(*netlink.Handle) error {
+		one, err := net.ListenPacket("udp4", "10.0.0.2:4000")
+		if err != nil {
+			return err
+		}
+		defer one.Close()
+		for _, to := range []string{"10.0.0.2:8080", "10.96.0.1:80"} {
+			if _, err := one.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to))); err != nil {
+				return err
+			}
+		}
+		from := netip.MustParseAddrPort("10.0.0.2:4000")
+		direct = flows.Key{Src: from, Dst: netip.MustParseAddrPort("10.0.0.2:8080"), Proto: flows.ProtoUDP}
+		service = flows.Key{Src: from, Dst: netip.MustParseAddrPort("10.96.0.1:80"), Proto: flows.ProtoUDP}
+		return nil
+	})
+	soonEnough(t, 5*time.Second, "the Service's translation", func() bool {
+		now := time.Now().UnixNano()
+		to, ok := c.find(anywhere, service, now-1, now)
+		if !ok {
+			return false
+		}
+		if to.Sent.Dst != direct.Dst || to.Sent.Src.Port() == direct.Src.Port() {
+			t.Fatalf("sent as %s, want to %s from another port than %d: this proves nothing", to.Sent, direct.Dst, direct.Src.Port())
+		}
+		if got, ok := c.find(anywhere, direct, now-1, now); ok {
+			t.Errorf("what goes to the server: got %+v, want no translation", got)
+		}
+		return true
+	})
+}
+
 // message is body as the kernel tells of a connection.
 func message(body []byte, kind, flags uint16) []byte {
 	m := native.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body)))
@@ -192,6 +262,11 @@ func message(body []byte, kind, flags uint16) []byte {
 
 // tracked is what the kernel says of a connection from src to dst, sent to where.
 func tracked(src, dst, where string, zone uint16) []byte {
+	return trackedAs(src, dst, where, src, zone)
+}
+
+// trackedAs is the same of one that is sent in another's name.
+func trackedAs(src, dst, where, as string, zone uint16) []byte {
 	attr := func(kind uint16, v []byte) []byte {
 		m := native.AppendUint16(native.AppendUint16(nil, uint16(4+len(v))), kind)
 		return append(append(m, v...), make([]byte, -len(v)&3)...)
@@ -203,7 +278,7 @@ func tracked(src, dst, where string, zone uint16) []byte {
 		proto := append(append(attr(ctaProtoNum, []byte{6}), attr(ctaSrcPort, port(s.Port()))...), attr(ctaDstPort, port(d.Port()))...)
 		return attr(kind|unix.NLA_F_NESTED, append(attr(ctaIP|unix.NLA_F_NESTED, ips), attr(ctaProto|unix.NLA_F_NESTED, proto)...))
 	}
-	m := append([]byte{2, 0, 0, 0}, append(tuple(ctaOrig, src, dst), tuple(ctaReply, where, src)...)...)
+	m := append([]byte{2, 0, 0, 0}, append(tuple(ctaOrig, src, dst), tuple(ctaReply, where, as)...)...)
 	if zone != 0 {
 		m = append(m, attr(ctaZone, binary.BigEndian.AppendUint16(nil, zone))...)
 	}

@@ -17,6 +17,10 @@ const (
 	// maxTranslated is of one network namespace: some 350 bytes each. At the bound one
 	// that has ended makes room, or else one that has stood for long.
 	maxTranslated = 65536
+	// maxAllTranslated is of all network namespaces together, but that each may have
+	// leastTranslated of its own: with 256 of them at most 66 MiB.
+	maxAllTranslated = 131072
+	leastTranslated  = 256
 	// maxSamePorts is how many translations are remembered of the same addresses and ports.
 	maxSamePorts = 4
 )
@@ -24,6 +28,9 @@ const (
 // lag is by how much later than the packet that made it the word of a translation is
 // believed to come. What passed that long before the end of one may be the next one's.
 const lag = int64(1e9) // ns
+
+// endedFor is how long one that has ended is remembered, for records that are made later.
+const endedFor = int64(300e9) // ns
 
 // translations are the connections of one network namespace whose addresses the kernel
 // translates, each with the time in which it did. For any number of goroutines.
@@ -37,6 +44,10 @@ type translations struct {
 	// sure is until when nothing is missing, in Unix nanoseconds; never: nothing is. 0: before
 	// the first list.
 	sure int64
+
+	checked int64         // when the latest list was complete; 0: none was
+	unheard int           // that stood then and whose ends nobody may tell
+	spent   *atomic.Int64 // places in all namespaces
 }
 
 // packed is a flows.Key without pointers, IPv4 in its mapped form. proto 0: none.
@@ -79,6 +90,12 @@ type translated struct {
 	ended  times     // never: it stands
 	older  [3]uint32 // the next older one with the same ends, before, between and after
 	listed uint32    // the last list that it was in
+
+	// unheard: it is known by a list alone. From 5.19 on the kernel may tell the ends of those
+	// connections only that began while somebody listened (net.netfilter.nf_conntrack_events 2).
+	unheard bool
+	// crossed: a connection that is not translated may have the ends between the translations.
+	crossed bool
 }
 
 // times are between which two something happened, Unix nanoseconds.
@@ -89,8 +106,8 @@ func word(now int64) times { return times{now - lag, now} }
 
 var stands = times{never, never}
 
-func newTranslations() *translations {
-	t := &translations{all: make([]translated, 1), index: map[packed]uint32{}}
+func newTranslations(spent *atomic.Int64) *translations {
+	t := &translations{all: make([]translated, 1), index: map[packed]uint32{}, spent: spent}
 	t.empty.Store(true)
 	return t
 }
@@ -108,6 +125,9 @@ func (e *translated) ends() (all [3]packed) {
 	}
 	return all
 }
+
+// between reports whether e has the ends k between its translations alone.
+func (e *translated) between(k packed) bool { return e.ends()[1] == k }
 
 // next is the next older one than e with the same ends k.
 func (e *translated) next(k packed) *uint32 {
@@ -141,8 +161,9 @@ func (t *translations) find(k flows.Key, first, last int64) (found flows.Transla
 		return found, false
 	}
 	several, one := false, (*translated)(nil)
-	t.each(pack(k), func(_ uint32, e *translated) bool {
-		if first >= e.ended.before || last < e.began.after { // certainly not
+	ends := pack(k).unsided()
+	t.each(ends, func(_ uint32, e *translated) bool {
+		if first >= e.ended.before || last < e.began.after || e.crossed && e.between(ends) { // certainly not, or it may be another's
 			return true
 		}
 		several = several || ok || last > e.ended.after || first < e.began.before
@@ -169,6 +190,9 @@ func (t *translations) add(to flows.Translation, zone uint16, now int64, list ui
 		began, over = times{}, times{0, now} // what is there in the first list always was
 	case listed:
 		over = times{t.sure, now}
+		if t.sure == never { // it was forgotten, for want of room
+			over.after = t.checked
+		}
 		began = over
 	}
 	for _, k := range []packed{opened, sent} {
@@ -192,9 +216,13 @@ func (t *translations) add(to flows.Translation, zone uint16, now int64, list ui
 		}
 	}
 	t.empty.Store(false)
+	t.age(now)
 	i := t.room()
 	e := &t.all[i]
-	*e = translated{opened: opened, sent: sent, zone: zone, began: began, ended: stands, listed: list}
+	*e = translated{
+		opened: opened, sent: sent, zone: zone, began: began, ended: stands, listed: list, unheard: listed,
+		crossed: opened.src == sent.src && opened.srcPort != sent.srcPort, // the port was another's already
+	}
 	for stage, k := range e.ends() {
 		if k.proto != 0 {
 			e.older[stage], t.index[k] = t.index[k], i
@@ -216,12 +244,18 @@ func (t *translations) end(k flows.Key, zone uint16, now int64) {
 }
 
 // direct notes that a connection which is not translated has these ends now: whatever had
-// them has ended.
+// them has ended. Between the translations of another one they may be: only what enters and
+// what leaves the tracking is one connection's alone.
 func (t *translations) direct(k flows.Key, zone uint16, now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.each(pack(k), func(_ uint32, e *translated) bool {
-		if e.zone == zone && e.ended == stands {
+	ends := pack(k).unsided()
+	t.each(ends, func(_ uint32, e *translated) bool {
+		switch {
+		case e.zone != zone || e.ended != stands:
+		case e.between(ends):
+			e.crossed = true
+		default:
 			e.ended = word(now)
 		}
 		return true
@@ -236,16 +270,49 @@ func (t *translations) lose(at int64) {
 }
 
 // complete notes that a list has been read to its end now: what it does not have ended
-// at some time since something was lost.
+// at some time since something was lost, or, of what nobody tells, since the list before.
 func (t *translations) complete(list uint32, now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.unheard = 0
 	for i := range t.all {
-		if e := &t.all[i]; e.ended == stands && e.listed < list {
-			e.ended = times{t.sure, now}
+		e := &t.all[i]
+		switch {
+		case e.ended != stands || e.opened.proto == 0:
+		case e.listed >= list:
+			if e.unheard {
+				t.unheard++
+			}
+		case e.unheard:
+			e.ended = times{min(t.sure, t.checked), now}
+		default:
+			e.ended = times{min(t.sure, now-lag), now}
 		}
 	}
-	t.sure = never
+	t.sure, t.checked = never, now
+}
+
+// age looks at the next two, and forgets those that ended long ago: so there are never
+// many more than there have to be.
+func (t *translations) age(now int64) {
+	for range 2 {
+		if t.hand++; int(t.hand) >= len(t.all) {
+			t.hand = 0
+			return
+		}
+		if e := &t.all[t.hand]; e.opened.proto != 0 && e.ended != stands && e.ended.before < now-endedFor {
+			t.drop(t.hand)
+		}
+	}
+}
+
+// leave gives the places of t back to the others.
+func (t *translations) leave() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.spent.Add(1 - int64(len(t.all)))
+	t.all, t.free, t.hand, t.sure = t.all[:1], nil, 0, 0
+	clear(t.index)
 }
 
 // standing is how many have not ended.
@@ -267,7 +334,8 @@ func (t *translations) room() uint32 {
 		i := t.free[n-1]
 		t.free = t.free[:n-1]
 		return i
-	case len(t.all) <= maxTranslated:
+	case len(t.all) <= maxTranslated && (len(t.all) <= leastTranslated || t.spent.Load() < maxAllTranslated):
+		t.spent.Add(1)
 		t.all = append(t.all, translated{})
 		return uint32(len(t.all) - 1)
 	}

@@ -4,6 +4,7 @@ package cni
 
 import (
 	"net/netip"
+	"sync/atomic"
 	"testing"
 
 	"weft/flows"
@@ -16,7 +17,7 @@ const aClient, aService, oneBackend, otherBackend = "10.0.0.1:4000", "10.96.0.1:
 
 // followed has read an empty list at 1 s.
 func followed() *tracker {
-	x := &tracker{translations: newTranslations(), list: 1}
+	x := &tracker{translations: newTranslations(new(atomic.Int64)), list: 1}
 	x.complete(1, nanos(1))
 	return x
 }
@@ -33,6 +34,7 @@ func (t *tracker) hears(s float64, body []byte, kind, flags uint16) {
 func TestATranslationHoldsInItsTime(t *testing.T) {
 	one, two := tracked(aClient, aService, oneBackend, 0), tracked(aClient, aService, otherBackend, 0)
 	plain := tracked(aClient, oneBackend, oneBackend, 0)
+	doubly, moved := trackedAs(aClient, aService, oneBackend, "10.0.0.9:1024", 0), trackedAs(aClient, aService, oneBackend, "10.0.0.1:1024", 0)
 	toService, toOne := tracking(aClient, aService), tracking(aClient, oneBackend)
 	for _, c := range []struct {
 		name        string
@@ -53,6 +55,13 @@ func TestATranslationHoldsInItsTime(t *testing.T) {
 		{"the end of the first was not told", func(x *tracker) { x.hears(10, one, 0, 0); x.hears(30, two, 0, 0) }, toService, 29.9, 35, ""},
 		{"nor that, and later", func(x *tracker) { x.hears(10, one, 0, 0); x.hears(30, two, 0, 0) }, toService, 31, 35, otherBackend},
 		{"now one that is not translated", func(x *tracker) { x.hears(10, one, 0, 0); x.hears(30, plain, 0, 0) }, toOne, 31, 35, ""},
+		{"one that is not translated between its translations", func(x *tracker) { x.hears(10, doubly, 0, 0); x.hears(30, plain, 0, 0) }, toOne, 31, 35, ""},
+		{"and that one by its own", func(x *tracker) { x.hears(10, doubly, 0, 0); x.hears(30, plain, 0, 0) }, toService, 11, 60, oneBackend},
+		{"between its translations, alone", func(x *tracker) { x.hears(10, doubly, 0, 0) }, toOne, 11, 60, oneBackend},
+		{"its port was taken", func(x *tracker) { x.hears(10, moved, 0, 0) }, toOne, 11, 60, ""},
+		{"listed again without an end heard of", func(x *tracker) { x.listsAgain(one, one) }, toService, 11, 95, oneBackend},
+		{"not listed any more without an end heard of", func(x *tracker) { x.listsAgain(one, nil) }, toService, 31, 80, ""},
+		{"before it was last listed", func(x *tracker) { x.listsAgain(one, nil) }, toService, 11, 29, oneBackend},
 		{"in two zones to two", func(x *tracker) {
 			x.hears(10, one, 0, 0)
 			x.hears(10, tracked(aClient, aService, otherBackend, 9), 0, 0)
@@ -91,8 +100,23 @@ func (t *tracker) again2(was, is []byte) {
 	t.complete(t.list, nanos(30))
 }
 
+// listsAgain finds was in a list at 30 s, and is in the next at 90 s; nothing is missed.
+func (t *tracker) listsAgain(was, is []byte) {
+	t.translations = newTranslations(new(atomic.Int64))
+	for _, l := range []struct {
+		at   float64
+		body []byte
+	}{{30, was}, {90, is}} {
+		t.list++
+		if l.body != nil {
+			t.hears(l.at-1, l.body, 0, 2) // NLM_F_MULTI
+		}
+		t.complete(t.list, nanos(l.at))
+	}
+}
+
 func TestWhatIsListedFirstWasAlways(t *testing.T) {
-	x := &tracker{translations: newTranslations(), list: 1}
+	x := &tracker{translations: newTranslations(new(atomic.Int64)), list: 1}
 	x.hears(100, tracked(aClient, aService, oneBackend, 0), 0, 2)
 	if _, ok := x.find(tracking(aClient, aService), nanos(1), nanos(2)); ok {
 		t.Error("before the list is read: got an answer, want none")
@@ -144,8 +168,83 @@ func TestTranslationsAreBounded(t *testing.T) {
 	}
 }
 
+// TestWhatEndedLongAgoIsForgotten: ten thousand connections, ten at a time, one a second.
+func TestWhatEndedLongAgoIsForgotten(t *testing.T) {
+	x, at := followed(), tracking(aClient, aService)
+	const most = 3 * int(endedFor/1e9)
+	for i := range 10_000 {
+		key := func(i int) flows.Translation {
+			o := at
+			o.Src = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)}), 4000)
+			return flows.Translation{Opened: o, Sent: flows.Key{Src: o.Src, Dst: netip.MustParseAddrPort(oneBackend), Proto: o.Proto}}
+		}
+		x.add(key(i), 0, nanos(float64(i)), 1, false)
+		if i >= 10 {
+			x.end(key(i-10).Opened, 0, nanos(float64(i)))
+		}
+		if old := i - 200; old > 0 {
+			if _, ok := x.find(key(old).Opened, nanos(float64(old)), nanos(float64(old+5))); !ok {
+				t.Fatalf("connection %d, which ended 190 s ago, is not known", old)
+			}
+		}
+	}
+	if n := len(x.all) - 1; n > most {
+		t.Errorf("%d are remembered, want at most %d", n, most)
+	}
+}
+
+// TestNamespacesShareTheRoomForTranslations: one that is full leaves each of the others its
+// least, and what a namespace had is there again when it has gone.
+func TestNamespacesShareTheRoomForTranslations(t *testing.T) {
+	var spent atomic.Int64
+	fill := func(n int) *translations {
+		x := newTranslations(&spent)
+		for i := range n {
+			o := tracking(aClient, aService)
+			o.Src = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 4000)
+			x.add(flows.Translation{Opened: o, Sent: flows.Key{Src: o.Src, Dst: netip.MustParseAddrPort(oneBackend), Proto: o.Proto}}, 0, nanos(10), 1, false)
+		}
+		return x
+	}
+	one, other, late := fill(maxTranslated), fill(maxTranslated), fill(2*leastTranslated)
+	if a, b, c := one.standing(), other.standing(), late.standing(); a != maxTranslated || b != maxTranslated || c != leastTranslated {
+		t.Errorf("got %d, %d and %d, want %d twice and %d", a, b, c, maxTranslated, leastTranslated)
+	}
+	one.leave()
+	other.leave()
+	late.leave()
+	if n := spent.Load(); n != 0 {
+		t.Errorf("all gone: %d places are taken, want none", n)
+	}
+}
+
+// TestLoopbackAddressesAreTranslatedInTheirNamespaceAlone: two pods on one bridge are one
+// domain, and what one of them sends to itself is not what the other one does.
+func TestLoopbackAddressesAreTranslatedInTheirNamespaceAlone(t *testing.T) {
+	const one, other, domain = 11, 12, 1
+	r := NewResolver()
+	r.joined(map[uint64]uint64{domain: domain, one: domain, other: domain})
+	c := &Census{resolver: r, nat: newConntrack(quiet(), nil)}
+	x := &tracker{space: other, translations: newTranslations(new(atomic.Int64))}
+	x.complete(1, nanos(1))
+	local := flows.Translation{Opened: tracking("127.0.0.1:4000", "127.0.0.11:53"), Sent: tracking("127.0.0.1:4000", "127.0.0.11:35053")}
+	outward := flows.Translation{Opened: tracking(aClient, aService), Sent: tracking(aClient, oneBackend)}
+	x.add(local, 0, nanos(10), 1, false)
+	x.add(outward, 0, nanos(10), 1, false)
+	c.nat.known.Store(&[]*tracker{x})
+	for _, q := range []struct {
+		space uint64
+		k     flows.Key
+		want  bool
+	}{{one, local.Opened, false}, {domain, local.Opened, false}, {other, local.Opened, true}, {other, local.Sent, true}, {domain, outward.Opened, true}, {one, outward.Sent, true}} {
+		if got, ok := c.Translation(flows.Scope{Netns: q.space}, q.k, nanos(11), nanos(12)); ok != q.want {
+			t.Errorf("%s in %d: got %+v, %v, want %v", q.k, q.space, got, ok, q.want)
+		}
+	}
+}
+
 func BenchmarkTranslation(b *testing.B) {
-	x := &tracker{translations: newTranslations()}
+	x := &tracker{translations: newTranslations(new(atomic.Int64))}
 	x.complete(1, nanos(1))
 	var keys []flows.Key
 	for i := range 20_000 {
