@@ -7,9 +7,10 @@ package cni
 // is in the segment of the bridge or VRF that its VNI is for. Segments that veth pairs
 // join, or a device that hangs on another one's, are one domain.
 
-// A domain has the name of one of its segments: of the agent's own namespace, else of a
-// bridge or VRF, else of the namespace that was found first. What joins a domain later
-// does not rename it: live conversations would be cut in two, here and in what follows.
+// A domain has the name of the segment in it that was known first: where several were
+// found at once, the agent's own namespace, a bridge or VRF, another namespace. So what
+// joins a domain later does not rename it, which would cut live conversations in two;
+// what leaves and gave it its name does.
 
 // segmentOf is the name of a VRF's or a bridge's segment, by its device. That of a
 // namespace's own routing is the cookie, which the kernel counts from 1. Both are whole
@@ -21,10 +22,14 @@ func segmentOf(netns uint64, ifindex uint32) uint64 {
 // maxMasters bounds how far up masters are followed: a bond in a bridge in a VRF has three.
 const maxMasters = 8
 
-// segments gives every device its segment, and every segment its domain.
-func (t *Topology) segments() {
+// segments gives every device its segment, and every segment its domain. before are the
+// ranks of the snapshot before; it returns this one's.
+func (t *Topology) segments(before map[uint64]int) map[uint64]int {
 	routed := t.routedBridges()
-	j := joiner{make(map[uint64]uint64, len(t.Spaces)), make(map[uint64]int, len(t.Spaces))}
+	j := joiner{root: make(map[uint64]uint64, len(t.Spaces)), rank: make(map[uint64]int, len(t.Spaces)), before: before}
+	for _, rank := range before {
+		j.next = max(j.next, rank+1)
+	}
 	if len(t.Spaces) > 0 && t.Spaces[0].Own {
 		j.add(t.Spaces[0].Netns)
 	}
@@ -51,22 +56,31 @@ func (t *Topology) segments() {
 		j.root[n] = j.domain(n)
 	}
 	t.domains = j.root
+	return j.rank
 }
 
-// joiner finds which segments are one domain. It is named by the one added first.
+// joiner finds which segments are one domain. It is named by the one of the least rank,
+// which was known first.
 type joiner struct {
-	root map[uint64]uint64
-	rank map[uint64]int
+	root         map[uint64]uint64
+	rank, before map[uint64]int
+	next         int // the rank of what is new
 }
 
-func (j joiner) add(segment uint64) {
-	if _, known := j.root[segment]; !known {
-		j.root[segment], j.rank[segment] = segment, len(j.rank)
+func (j *joiner) add(segment uint64) {
+	if _, known := j.root[segment]; known {
+		return
 	}
+	rank, known := j.before[segment]
+	if !known {
+		rank = j.next
+		j.next++
+	}
+	j.root[segment], j.rank[segment] = segment, rank
 }
 
 // domain is the first of the segments that n is joined with, as far as is known.
-func (j joiner) domain(n uint64) uint64 {
+func (j *joiner) domain(n uint64) uint64 {
 	for j.root[n] != n {
 		j.root[n] = j.root[j.root[n]]
 		n = j.root[n]
@@ -74,7 +88,7 @@ func (j joiner) domain(n uint64) uint64 {
 	return n
 }
 
-func (j joiner) join(one, other uint64) {
+func (j *joiner) join(one, other uint64) {
 	a, b := j.domain(one), j.domain(other)
 	if j.rank[a] > j.rank[b] {
 		a, b = b, a

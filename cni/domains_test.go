@@ -102,7 +102,7 @@ func TestEachVRFIsATenant(t *testing.T) {
 	for _, d := range host.Devices {
 		topo.devices[place{7, d.Index}] = d
 	}
-	topo.segments()
+	ranks := topo.segments(nil)
 	of := func(d *Device) uint64 { return topo.Domain(7, d.Index) }
 	if of(port) != of(red) || of(bridge) != of(red) || of(other) != of(blue) || of(red) == of(blue) || of(plain) != 7 || of(red) == 7 || of(blue) == 7 {
 		t.Errorf("red %#x with bridge %#x and port %#x, blue %#x with port %#x, in none %#x: want red's alike, blue's alike, 7",
@@ -112,7 +112,7 @@ func TestEachVRFIsATenant(t *testing.T) {
 	port.Far.Far, port.Far.Space.Devices = port, []*Device{port.Far}
 	topo.Spaces = append(topo.Spaces, port.Far.Space)
 	was := of(red)
-	if topo.segments(); of(red) != was || of(blue) == was || topo.Domain(3, 0) != was {
+	if topo.segments(ranks); of(red) != was || of(blue) == was || topo.Domain(3, 0) != was {
 		t.Errorf("with namespace 3 on red's bridge: red %#x, blue %#x, the namespace %#x; want %#x, another, %#[4]x", of(red), of(blue), topo.Domain(3, 0), was)
 	}
 }
@@ -127,9 +127,10 @@ func TestADomainKeepsItsName(t *testing.T) {
 	}
 	own, early, late := &Space{Netns: 9, Own: true}, &Space{Netns: 8}, &Space{Netns: 3}
 	topo := &Topology{Spaces: []*Space{own, early}}
+	var ranks map[uint64]int
 	want := func(own, early, late uint64) {
 		t.Helper()
-		topo.segments()
+		ranks = topo.segments(ranks)
 		if o, e, l := topo.Domain(9, 0), topo.Domain(8, 0), topo.Domain(3, 0); o != own || e != early || l != late {
 			t.Errorf("domains: got %d of the agent's namespace, %d, %d; want %d, %d, %d", o, e, l, own, early, late)
 		}
@@ -137,6 +138,12 @@ func TestADomainKeepsItsName(t *testing.T) {
 	want(9, 8, 0)
 	topo.Spaces = append(topo.Spaces, late)
 	pair(early, late)
+	want(9, 8, 8)
+	// Nor does a bridge that nothing routes for, which is a segment of its own.
+	bridge := &Device{Link: &Link{Index: 7, Kind: "bridge"}, Space: own}
+	port := &Device{Link: &Link{Index: 8, Kind: "veth"}, Space: own, Master: bridge, Far: &Device{Link: &Link{Index: 9, Kind: "veth"}, Space: late}}
+	port.Far.Far = port
+	own.Devices, late.Devices = append(own.Devices, bridge, port), append(late.Devices, port.Far)
 	want(9, 8, 8)
 	pair(late, own)
 	want(9, 9, 9)

@@ -121,7 +121,7 @@ func (m *Mirror) snapshot() *Topology {
 			t.pair(d)
 		}
 	}
-	t.segments()
+	m.ranks = t.segments(m.ranks)
 	b := classifier{t, m.people, m.opts, tapNames(t)}
 	for _, s := range t.Spaces {
 		for _, d := range s.Devices {
