@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -98,7 +97,7 @@ func TestServiceOfABackendIsAsSureAsItsEvidence(t *testing.T) {
 	})
 	go k.makeBackends(t.Context())
 	soonEnough(t, 5*time.Second, "the backend is known", func() bool { return len(k.backendsNow()) == 1 })
-	nat := &tracker{space: own, translations: newTranslations(new(atomic.Int64))}
+	nat := &tracker{space: own, translations: newTranslations(new(places))}
 	nat.add(flows.Translation{Opened: tracking("10.0.0.1:4000", "10.96.0.1:80"), Sent: direct}, 0, began, 1, true)
 	nat.complete(1, began)
 	c.nat.known.Store(&[]*tracker{nat})

@@ -5,6 +5,7 @@ package cni
 import (
 	"bytes"
 	"cmp"
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -32,10 +33,27 @@ const lag = int64(1e9) // ns
 // endedFor is how long one that has ended is remembered, for records that are made later.
 const endedFor = int64(300e9) // ns
 
+// places is what the translations of all network namespaces share.
+type places struct {
+	spent     atomic.Int64  // places in use
+	forgotten atomic.Uint64 // translations that made room while they stood
+}
+
+// sieveCells are so many that 100 connections leave four of five empty.
+const sieveCells = 2048
+
+var sieveSeed = maphash.MakeSeed()
+
+// cellOf is the cell of the sieve for ends that are [packed.unsided].
+func cellOf(ends packed) int { return int(maphash.Comparable(sieveSeed, ends) % sieveCells) }
+
 // translations are the connections of one network namespace whose addresses the kernel
 // translates, each with the time in which it did. For any number of goroutines.
 type translations struct {
-	empty atomic.Bool // there has never been one
+	// sieve is how many ends fall into each cell. 0: those are not in index, and who asks
+	// need not wait. A domain may have hundreds of namespaces to ask.
+	sieve [sieveCells]atomic.Uint32
+
 	mu    sync.Mutex
 	all   []translated // index 0: none
 	free  []uint32
@@ -45,9 +63,9 @@ type translations struct {
 	// the first list.
 	sure int64
 
-	checked int64         // when the latest list was complete; 0: none was
-	unheard int           // that stood then and whose ends nobody may tell
-	spent   *atomic.Int64 // places in all namespaces
+	checked int64 // when the latest list was complete; 0: none was
+	unheard int   // that stood then and whose ends nobody may tell
+	places  *places
 }
 
 // packed is a flows.Key without pointers, IPv4 in its mapped form. proto 0: none.
@@ -106,10 +124,8 @@ func word(now int64) times { return times{now - lag, now} }
 
 var stands = times{never, never}
 
-func newTranslations(spent *atomic.Int64) *translations {
-	t := &translations{all: make([]translated, 1), index: map[packed]uint32{}, spent: spent}
-	t.empty.Store(true)
-	return t
+func newTranslations(p *places) *translations {
+	return &translations{all: make([]translated, 1), index: map[packed]uint32{}, places: p}
 }
 
 // ends are by what e is found; zero where it is by an earlier one.
@@ -152,16 +168,15 @@ func (t *translations) each(k packed, f func(i uint32, e *translated) bool) {
 	}
 }
 
-// find is the translation of the connection that had k's ends, in either direction, all
+// find is the translation of the connection that had these ends ([packed.unsided]) all
 // the time from first to last. false: none had, or more than one may have had.
-func (t *translations) find(k flows.Key, first, last int64) (found flows.Translation, ok bool) {
+func (t *translations) find(ends packed, first, last int64) (found flows.Translation, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if last > t.sure {
 		return found, false
 	}
 	several, one := false, (*translated)(nil)
-	ends := pack(k).unsided()
 	t.each(ends, func(_ uint32, e *translated) bool {
 		if first >= e.ended.before || last < e.began.after || e.crossed && e.between(ends) { // certainly not, or it may be another's
 			return true
@@ -215,7 +230,6 @@ func (t *translations) add(to flows.Translation, zone uint16, now int64, list ui
 			t.drop(oldest)
 		}
 	}
-	t.empty.Store(false)
 	t.age(now)
 	i := t.room()
 	e := &t.all[i]
@@ -226,6 +240,7 @@ func (t *translations) add(to flows.Translation, zone uint16, now int64, list ui
 	for stage, k := range e.ends() {
 		if k.proto != 0 {
 			e.older[stage], t.index[k] = t.index[k], i
+			t.sieve[cellOf(k)].Add(1)
 		}
 	}
 }
@@ -310,9 +325,12 @@ func (t *translations) age(now int64) {
 func (t *translations) leave() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.spent.Add(1 - int64(len(t.all)))
+	t.places.spent.Add(1 - int64(len(t.all)))
 	t.all, t.free, t.hand, t.sure = t.all[:1], nil, 0, 0
 	clear(t.index)
+	for i := range t.sieve {
+		t.sieve[i].Store(0)
+	}
 }
 
 // standing is how many have not ended.
@@ -334,8 +352,8 @@ func (t *translations) room() uint32 {
 		i := t.free[n-1]
 		t.free = t.free[:n-1]
 		return i
-	case len(t.all) <= maxTranslated && (len(t.all) <= leastTranslated || t.spent.Load() < maxAllTranslated):
-		t.spent.Add(1)
+	case len(t.all) <= maxTranslated && (len(t.all) <= leastTranslated || t.places.spent.Load() < maxAllTranslated):
+		t.places.spent.Add(1)
 		t.all = append(t.all, translated{})
 		return uint32(len(t.all) - 1)
 	}
@@ -351,6 +369,9 @@ func (t *translations) room() uint32 {
 			break
 		}
 	}
+	if t.all[victim].ended == stands {
+		t.places.forgotten.Add(1)
+	}
 	t.drop(victim)
 	return t.room()
 }
@@ -362,6 +383,7 @@ func (t *translations) drop(i uint32) {
 		if k.proto == 0 {
 			continue
 		}
+		t.sieve[cellOf(k)].Add(^uint32(0))
 		if t.index[k] == i {
 			if t.index[k] = e.older[stage]; e.older[stage] == 0 {
 				delete(t.index, k)

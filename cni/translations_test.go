@@ -3,8 +3,9 @@
 package cni
 
 import (
+	"fmt"
 	"net/netip"
-	"sync/atomic"
+	"strings"
 	"testing"
 
 	"weft/flows"
@@ -17,12 +18,16 @@ const aClient, aService, oneBackend, otherBackend = "10.0.0.1:4000", "10.96.0.1:
 
 // followed has read an empty list at 1 s.
 func followed() *tracker {
-	x := &tracker{translations: newTranslations(new(atomic.Int64)), list: 1}
+	x := &tracker{translations: newTranslations(new(places)), list: 1}
 	x.complete(1, nanos(1))
 	return x
 }
 
 // hears is told of a connection at s seconds.
+func (t *translations) of(k flows.Key, first, last int64) (flows.Translation, bool) {
+	return t.find(pack(k).unsided(), first, last)
+}
+
 func (t *tracker) hears(s float64, body []byte, kind, flags uint16) {
 	if _, err := t.take(message(body, kind, flags), nanos(s)); err != nil {
 		panic(err) // message makes whole ones
@@ -81,7 +86,7 @@ func TestATranslationHoldsInItsTime(t *testing.T) {
 		x := followed()
 		c.tell(x)
 		for _, k := range []flows.Key{c.k, c.k.Reverse()} {
-			got, ok := x.find(k, nanos(c.first), nanos(c.last))
+			got, ok := x.of(k, nanos(c.first), nanos(c.last))
 			if ok != (c.want != "") || ok && (got.Opened != toService || got.Sent.Dst.String() != c.want) {
 				t.Errorf("%s: got %+v, %v, want %q", c.name, got, ok, c.want)
 			}
@@ -102,7 +107,7 @@ func (t *tracker) again2(was, is []byte) {
 
 // listsAgain finds was in a list at 30 s, and is in the next at 90 s; nothing is missed.
 func (t *tracker) listsAgain(was, is []byte) {
-	t.translations = newTranslations(new(atomic.Int64))
+	t.translations = newTranslations(new(places))
 	for _, l := range []struct {
 		at   float64
 		body []byte
@@ -116,13 +121,13 @@ func (t *tracker) listsAgain(was, is []byte) {
 }
 
 func TestWhatIsListedFirstWasAlways(t *testing.T) {
-	x := &tracker{translations: newTranslations(new(atomic.Int64)), list: 1}
+	x := &tracker{translations: newTranslations(new(places)), list: 1}
 	x.hears(100, tracked(aClient, aService, oneBackend, 0), 0, 2)
-	if _, ok := x.find(tracking(aClient, aService), nanos(1), nanos(2)); ok {
+	if _, ok := x.of(tracking(aClient, aService), nanos(1), nanos(2)); ok {
 		t.Error("before the list is read: got an answer, want none")
 	}
 	x.complete(1, nanos(101))
-	if to, ok := x.find(tracking(aClient, aService), nanos(1), nanos(102)); !ok || to.Sent.Dst.String() != oneBackend {
+	if to, ok := x.of(tracking(aClient, aService), nanos(1), nanos(102)); !ok || to.Sent.Dst.String() != oneBackend {
 		t.Errorf("got %+v, %v, want %s", to, ok, oneBackend)
 	}
 }
@@ -137,7 +142,7 @@ func TestTranslationsAreBounded(t *testing.T) {
 	}
 	for i := range 2*maxTranslated + 10 {
 		x.add(at(i), 0, nanos(10), 1, false)
-		if _, ok := x.find(at(i).Sent, nanos(10), nanos(20)); !ok {
+		if _, ok := x.of(at(i).Sent, nanos(10), nanos(20)); !ok {
 			t.Fatalf("connection %d is not known", i)
 		}
 		if i != 7 {
@@ -147,7 +152,21 @@ func TestTranslationsAreBounded(t *testing.T) {
 	if n, ends := len(x.all), len(x.index); n > maxTranslated+1 || ends > 2*maxTranslated {
 		t.Errorf("%d are remembered by %d ends, want at most %d by %d", n-1, ends, maxTranslated, 2*maxTranslated)
 	}
-	if _, ok := x.find(at(7).Opened, nanos(10), nanos(100)); !ok || x.standing() != 1 {
+	sieved, ends := 0, 0
+	for i := range x.sieve {
+		sieved += int(x.sieve[i].Load())
+	}
+	for i := range x.all {
+		for _, k := range x.all[i].ends() {
+			if k.proto != 0 {
+				ends++
+			}
+		}
+	}
+	if sieved != ends {
+		t.Errorf("the sieve has %d ends, want the %d that are remembered", sieved, ends)
+	}
+	if _, ok := x.of(at(7).Opened, nanos(10), nanos(100)); !ok || x.standing() != 1 {
 		t.Errorf("the one that stands: known %v, %d stand, want it and no other", ok, x.standing())
 	}
 
@@ -156,10 +175,10 @@ func TestTranslationsAreBounded(t *testing.T) {
 		to := at(0)
 		to.Sent.Dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 8080)
 		x.add(to, 0, nanos(float64(10*i)), 1, false)
-		if got, ok := x.find(to.Opened, nanos(float64(10*i)), nanos(float64(10*i+5))); !ok || got != to {
+		if got, ok := x.of(to.Opened, nanos(float64(10*i)), nanos(float64(10*i+5))); !ok || got != to {
 			t.Fatalf("connection %d: got %+v, %v", i, got, ok)
 		}
-		if got, ok := x.find(to.Sent, nanos(float64(10*i)), nanos(float64(10*i+5))); !ok || got != to {
+		if got, ok := x.of(to.Sent, nanos(float64(10*i)), nanos(float64(10*i+5))); !ok || got != to {
 			t.Fatalf("connection %d by where it is sent: got %+v, %v, want %+v", i, got, ok, to)
 		}
 	}
@@ -183,7 +202,7 @@ func TestWhatEndedLongAgoIsForgotten(t *testing.T) {
 			x.end(key(i-10).Opened, 0, nanos(float64(i)))
 		}
 		if old := i - 200; old > 0 {
-			if _, ok := x.find(key(old).Opened, nanos(float64(old)), nanos(float64(old+5))); !ok {
+			if _, ok := x.of(key(old).Opened, nanos(float64(old)), nanos(float64(old+5))); !ok {
 				t.Fatalf("connection %d, which ended 190 s ago, is not known", old)
 			}
 		}
@@ -196,9 +215,9 @@ func TestWhatEndedLongAgoIsForgotten(t *testing.T) {
 // TestNamespacesShareTheRoomForTranslations: one that is full leaves each of the others its
 // least, and what a namespace had is there again when it has gone.
 func TestNamespacesShareTheRoomForTranslations(t *testing.T) {
-	var spent atomic.Int64
+	var all places
 	fill := func(n int) *translations {
-		x := newTranslations(&spent)
+		x := newTranslations(&all)
 		for i := range n {
 			o := tracking(aClient, aService)
 			o.Src = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 4000)
@@ -210,10 +229,14 @@ func TestNamespacesShareTheRoomForTranslations(t *testing.T) {
 	if a, b, c := one.standing(), other.standing(), late.standing(); a != maxTranslated || b != maxTranslated || c != leastTranslated {
 		t.Errorf("got %d, %d and %d, want %d twice and %d", a, b, c, maxTranslated, leastTranslated)
 	}
+	c := newConntrack(quiet(), nil)
+	if c.places.forgotten.Store(all.forgotten.Load()); !strings.HasPrefix(c.state().Err, fmt.Sprint(leastTranslated, " ")) {
+		t.Errorf("status says %q, want the %d connections that made room while they stood", c.state().Err, leastTranslated)
+	}
 	one.leave()
 	other.leave()
 	late.leave()
-	if n := spent.Load(); n != 0 {
+	if n := all.spent.Load(); n != 0 {
 		t.Errorf("all gone: %d places are taken, want none", n)
 	}
 }
@@ -225,7 +248,7 @@ func TestLoopbackAddressesAreTranslatedInTheirNamespaceAlone(t *testing.T) {
 	r := NewResolver()
 	r.joined(map[uint64]uint64{domain: domain, one: domain, other: domain})
 	c := &Census{resolver: r, nat: newConntrack(quiet(), nil)}
-	x := &tracker{space: other, translations: newTranslations(new(atomic.Int64))}
+	x := &tracker{space: other, translations: newTranslations(new(places))}
 	x.complete(1, nanos(1))
 	local := flows.Translation{Opened: tracking("127.0.0.1:4000", "127.0.0.11:53"), Sent: tracking("127.0.0.1:4000", "127.0.0.11:35053")}
 	outward := flows.Translation{Opened: tracking(aClient, aService), Sent: tracking(aClient, oneBackend)}
@@ -244,7 +267,7 @@ func TestLoopbackAddressesAreTranslatedInTheirNamespaceAlone(t *testing.T) {
 }
 
 func BenchmarkTranslation(b *testing.B) {
-	x := &tracker{translations: newTranslations(new(atomic.Int64))}
+	x := &tracker{translations: newTranslations(new(places))}
 	x.complete(1, nanos(1))
 	var keys []flows.Key
 	for i := range 20_000 {
@@ -253,6 +276,31 @@ func BenchmarkTranslation(b *testing.B) {
 		x.add(flows.Translation{Opened: o, Sent: flows.Key{Src: o.Src, Dst: netip.MustParseAddrPort(oneBackend), Proto: o.Proto}}, 0, nanos(10), 1, false)
 		keys = append(keys, o)
 	}
+	// As asked of 110 namespaces that have 100 each.
+	c := newConntrack(quiet(), nil)
+	many := make([]*tracker, 110)
+	for i := range many {
+		many[i] = &tracker{space: uint64(i), translations: newTranslations(&c.places)}
+		many[i].complete(1, nanos(1))
+		for _, k := range keys[100*i:][:100] {
+			many[i].add(flows.Translation{Opened: k, Sent: flows.Key{Src: k.Src, Dst: netip.MustParseAddrPort(oneBackend), Proto: k.Proto}}, 0, nanos(10), 1, false)
+		}
+	}
+	c.known.Store(&many)
+	for name, port := range map[string]uint16{"known, 110 namespaces": 4000, "unknown, 110 namespaces": 4001} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				k := keys[i%11_000]
+				k.Src = netip.AddrPortFrom(k.Src.Addr(), port)
+				if _, ok := c.find(anywhere, k, nanos(10), nanos(20)); ok != (port == 4000) {
+					b.Fatalf("%s: got %v", k, ok)
+				}
+				i += 7
+			}
+		})
+	}
 	for name, port := range map[string]uint16{"known": 4000, "unknown": 4001} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
@@ -260,7 +308,7 @@ func BenchmarkTranslation(b *testing.B) {
 			for b.Loop() {
 				k := keys[i%len(keys)]
 				k.Src = netip.AddrPortFrom(k.Src.Addr(), port)
-				if _, ok := x.find(k, nanos(10), nanos(20)); ok != (port == 4000) {
+				if _, ok := x.of(k, nanos(10), nanos(20)); ok != (port == 4000) {
 					b.Fatalf("%s: got %v", k, ok)
 				}
 				i += 7
