@@ -184,19 +184,19 @@ type FlowTcpConv struct {
 		Tick    uint8
 		ProbeNs uint64
 	}
-	Least  [2]uint32
-	Isn    [2]uint32
-	Gap    [2]uint32
-	GapEnd [2]uint32
-	GapAt  [2]uint32
-	ZeroAt [2]uint32
-	Limit  [2]uint32
-	Held   uint32
-	HeldAt uint32
-	GapId  [2]uint16
-	Opener uint8
-	Holder uint8
-	Pad    uint16
+	Least   [2]uint32
+	Isn     [2]uint32
+	Gap     [2]uint32
+	GapEnd  [2]uint32
+	GapAt   [2]uint32
+	ZeroAt  [2]uint32
+	Limit   [2]uint32
+	Held    uint32
+	HeldAt  uint32
+	GapId   [2]uint16
+	Opener  uint8
+	Holder  uint8
+	Missing [2]uint8
 }
 
 type FlowTcpLine struct {

@@ -310,6 +310,28 @@ func TestPacketNumbersTellReorderingFromLoss(t *testing.T) {
 	k.counts(flows.HookIngress, flows.TCPHealth{OutOfOrder: 2, Lost: 1})
 }
 
+// What came between two holes is no hole once both are filled.
+func TestWhatLayBetweenFilledGapsIsSentAgain(t *testing.T) {
+	for name, order := range map[string][]uint32{"first hole first": {1, 3, 0, 2}, "last hole first": {1, 3, 2, 0}} {
+		t.Run(name, func(t *testing.T) {
+			k := newTalk(t, false)
+			k.open(0, 0)
+			at := k.client
+			send := func(segment uint32, id uint16) {
+				k.id = id
+				k.segment(true, at+1448*segment, k.server, flows.FlagACK, 1448)
+			}
+			for _, segment := range order {
+				send(segment, uint16(10+segment))
+			}
+			send(1, 20)
+			send(4, 21)
+			k.sum()
+			k.counts(flows.HookIngress, flows.TCPHealth{OutOfOrder: 2, Retransmits: 1})
+		})
+	}
+}
+
 func TestKeepAlivesAndWindowProbesAreNoRetransmits(t *testing.T) {
 	k := newTalk(t, false)
 	k.open(0, 0)

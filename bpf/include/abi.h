@@ -148,6 +148,9 @@ struct tcp_side {
 };
 _Static_assert(sizeof(struct tcp_side) == 24, "tcp_side layout");
 
+/* A prime, and in no usual segment size: nought is hardly ever by chance. */
+#define WEFT_MISSING 251
+
 /*
  * A TCP connection at a device: both directions, so all CPUs write it, without atomics
  * but for probe_ns. What a lost race costs is one wrong count, never a wrong time.
@@ -169,7 +172,7 @@ struct tcp_conv {
 	__u16 gap_id[2];  /* IPv4 id of what came after the gap */
 	__u8 opener;	  /* 1 + the side that sent the SYN; 0: not known */
 	__u8 holder;	  /* 1 + the side that sent the held SYN, WEFT_TCP_EGRESS; 0: none */
-	__u16 pad;
+	__u8 missing[2]; /* bytes between gap and gap_end that have not come, modulo WEFT_MISSING */
 };
 _Static_assert(sizeof(struct tcp_conv) == 128, "tcp_conv layout");
 

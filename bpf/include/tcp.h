@@ -319,7 +319,7 @@ static __always_inline __u32 packets_in(const struct packet *p, __u32 n)
 static __always_inline void tcp_jump(const struct packet *p, struct tcp_conv *c,
 				     struct tcp_side *me, struct tcp_line *l, __u32 end)
 {
-	__u32 dir = p->dir & 1, filled = 0;
+	__u32 dir = p->dir & 1, filled = 0, came;
 	__s32 by = ahead(p->seq, me->next);
 
 	/* no window is that large: numbers of another connection, or most did not pass here */
@@ -334,8 +334,10 @@ static __always_inline void tcp_jump(const struct packet *p, struct tcp_conv *c,
 		if (!(me->state & WEFT_TCP_GAP)) {
 			c->gap[dir] = me->next;
 			c->gap_at[dir] = bpf_ktime_get_ns() >> 10;
+			c->missing[dir] = 0;
 			me->state |= WEFT_TCP_GAP;
 		}
+		c->missing[dir] = (c->missing[dir] + (__u32)by) % WEFT_MISSING;
 		c->gap_end[dir] = p->seq;
 		c->gap_id[dir] = bpf_ntohs(p->ip_id);
 		me->next = end;
@@ -352,7 +354,11 @@ static __always_inline void tcp_jump(const struct packet *p, struct tcp_conv *c,
 			l->lost += filled;
 		if (p->seq == c->gap[dir])
 			c->gap[dir] = end;
-		if (ahead(c->gap[dir], c->gap_end[dir]) >= 0)
+		came = ahead(end, c->gap_end[dir]) < 0 ? end : c->gap_end[dir];
+		came = (came - p->seq) % WEFT_MISSING;
+		c->missing[dir] = (c->missing[dir] + WEFT_MISSING - came) % WEFT_MISSING;
+		/* what lay between two holes has been seen: again, it was sent again */
+		if (!c->missing[dir] || ahead(c->gap[dir], c->gap_end[dir]) >= 0)
 			me->state &= ~WEFT_TCP_GAP;
 	}
 	l->retransmits += packets_in(p, me->next - p->seq) - filled;
