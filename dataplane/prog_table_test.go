@@ -197,6 +197,32 @@ func TestReusedPortIsANewFlow(t *testing.T) {
 	}
 }
 
+// TestReusedPortIsANewFlowWhereNoFINPassed: as on a CPU that saw a connection's SYN-ACK,
+// but not its end.
+func TestReusedPortIsANewFlowWhereNoFINPassed(t *testing.T) {
+	h := newHarness(t, Options{Slots: 1024}, 14)
+	send := func(flags byte, n int) { h.run(flows.HookIngress, frame(ethIPv4, ip4(6, 20), tcp(flags)), n, nil) }
+	send(18, 2) // sent again
+	send(16, 5)
+	h.drain()
+	if len(h.last) != 1 || h.last[0].Packets != 7 || !h.last[0].New {
+		t.Fatalf("flows: got %+v, want one of 7 packets", h.last)
+	}
+	for range 3 { // read out, and at rest for a whole interval since
+		waitJiffies(t, h, 2)
+		h.drain()
+	}
+	send(18, 1)
+	send(16, 2)
+	h.drain()
+	if len(h.last) != 1 || h.last[0].Packets != 3 || !h.last[0].New || h.last[0].FirstFlags != 18 {
+		t.Errorf("the port again: got %+v, want a new flow of 3 packets", h.last)
+	}
+	if got := h.d.drain.Load().Evictions; got != 0 {
+		t.Errorf("evictions: got %d, want none: all had been read out", got)
+	}
+}
+
 func TestSamplesAreDifferences(t *testing.T) {
 	for _, b := range backends {
 		h := newHarness(t, Options{Backend: b, Slots: 1024}, 14)

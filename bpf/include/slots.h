@@ -174,12 +174,6 @@ static __always_inline int add_new(frame_t *ctx, struct packet *p)
 	return take_slot(ctx, p, oldest, 1);
 }
 
-/* A SYN on a line whose connection has ended starts a new flow in the same line. */
-static __always_inline int starts_again(const struct flow_slot *s, __u8 flags)
-{
-	return unlikely(flags & TCP_SYN) && s->flags & (TCP_FIN | TCP_RST);
-}
-
 /* 0 if the slot is the flow's: one branch for all of it. */
 static __always_inline __u64 differs(const struct flow_slot *s, const struct packet *p, __u64 tag,
 				     int ipv4)
@@ -200,12 +194,13 @@ static __always_inline void add_to_slot(struct flow_slot *s, __u32 packets, __u3
 	s->flags |= flags;
 }
 
-/* For a flow that is not in its first slot, or in none. */
+/* For a flow that is not in its first slot, or in none, or that begins. */
 __noinline int add_further(frame_t *ctx, struct packet *p)
 {
 	struct flow_slot *s;
 	__u64 tag;
 	__u32 at;
+	int rests;
 
 	if (!p)
 		return -1;
@@ -224,8 +219,14 @@ __noinline int add_further(frame_t *ctx, struct packet *p)
 	return add_new(ctx, p);
 
 found:
-	if (starts_again(s, p->flags))
-		return take_slot(ctx, p, at, 1);
+	/* A SYN where the connection has ended begins a new flow in the same slot. Its FIN may
+	 * have passed another CPU: then what has been read out and rests since has ended.
+	 */
+	if (p->flags & TCP_SYN) {
+		rests = read_out(s, bpf_jiffies64());
+		if (rests || s->flags & (TCP_FIN | TCP_RST))
+			return take_slot(ctx, p, at, !rests);
+	}
 	add_to_slot(s, p->packets, p->bytes, p->flags);
 	return at;
 }
@@ -241,7 +242,7 @@ static __always_inline int add_in(frame_t *ctx, struct packet *p, __u32 cpu, __u
 
 	if (!s)
 		return -1;
-	if (likely(!differs(s, p, tag_of(hash, p->vlan), ipv4) && !starts_again(s, flags))) {
+	if (likely(!differs(s, p, tag_of(hash, p->vlan), ipv4) && !(flags & TCP_SYN))) {
 		add_to_slot(s, packets, bytes, flags);
 		return slot;
 	}
