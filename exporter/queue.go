@@ -25,11 +25,17 @@ type queue struct {
 	mu                sync.Mutex
 	limit             uint64
 	intake            Intake // set before the first put
-	waiting           [][]flows.Record
+	waiting           []queued
 	parked            uint64 // of account.Waiting: on disk, beyond limit
 	account           flows.SinkAccount
 	closed, abandoned bool
 	ready             chan struct{} // one token: there is something to take, or closed
+}
+
+// queued are records that were put at once.
+type queued struct {
+	records []flows.Record
+	since   time.Time
 }
 
 func newQueue(name string, limit int) *queue {
@@ -68,7 +74,7 @@ func (q *queue) put(records []flows.Record) {
 		n = room
 	}
 	if n > 0 {
-		q.waiting = append(q.waiting, records[:n])
+		q.waiting = append(q.waiting, queued{records[:n], time.Now()})
 		q.account.Waiting += n
 		q.wake()
 	}
@@ -85,8 +91,9 @@ func (q *queue) leaveOut(reason string, n uint64) {
 }
 
 // next waits for records and removes up to most from the front; they go on
-// waiting until settled. It lingers for most of them to gather, but no longer
-// than linger from when it saw the first. False: closed and empty, or abandoned.
+// waiting until settled. It lingers for most of them to gather, but for none longer
+// than linger from when it was put, whatever the worker did meanwhile. False: closed
+// and empty, or abandoned.
 func (q *queue) next(most int, linger time.Duration) ([]flows.Record, bool) {
 	var expired <-chan time.Time
 	patient := linger > 0
@@ -100,12 +107,12 @@ func (q *queue) next(most int, linger time.Duration) ([]flows.Record, bool) {
 			return records, true
 		}
 		closed := q.closed
+		if n > 0 && expired == nil {
+			expired = time.After(linger - time.Since(q.waiting[0].since))
+		}
 		q.mu.Unlock()
 		if closed {
 			return nil, false
-		}
-		if n > 0 && expired == nil {
-			expired = time.After(linger)
 		}
 		select {
 		case <-q.ready:
@@ -128,11 +135,11 @@ func (q *queue) poll(most int) (records []flows.Record, closed bool) {
 // take copies records, so that the worker may write to its own.
 func (q *queue) take(most int) (records []flows.Record) {
 	for len(q.waiting) > 0 && len(records) < most {
-		front := q.waiting[0]
-		n := min(len(front), most-len(records))
-		records = append(records, front[:n]...)
-		if q.waiting[0] = front[n:]; n == len(front) {
-			q.waiting[0] = nil
+		front := &q.waiting[0]
+		n := min(len(front.records), most-len(records))
+		records = append(records, front.records[:n]...)
+		if front.records = front.records[n:]; len(front.records) == 0 {
+			front.records = nil
 			q.waiting = q.waiting[1:]
 		}
 	}
@@ -172,7 +179,7 @@ func (q *queue) park(n int) {
 // gathered is the number of records that next can take.
 func (q *queue) gathered() (n uint64) {
 	for _, w := range q.waiting {
-		n += uint64(len(w))
+		n += uint64(len(w.records))
 	}
 	return n
 }

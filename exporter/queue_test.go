@@ -83,6 +83,29 @@ func TestQueueLingersForAFullBatchAndNoLonger(t *testing.T) {
 	})
 }
 
+func TestRecordsLingerFromWhenTheyWerePutThoughTheWorkerIsBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, start := newQueue("test", 1000), time.Now()
+		go func() {
+			q.put(records(3))
+			time.Sleep(1100 * time.Millisecond)
+			q.put(records(4))
+			time.Sleep(1400 * time.Millisecond)
+			q.put(records(5))
+		}()
+		for _, want := range []struct {
+			at, busy time.Duration // when the worker has them, and how long
+			n        int
+		}{{time.Second, 700 * time.Millisecond, 3}, {2100 * time.Millisecond, 2 * time.Second, 4}, {4100 * time.Millisecond, 0, 5}} {
+			got, _ := q.next(20, time.Second)
+			if at := time.Since(start); len(got) != want.n || at != want.at {
+				t.Errorf("got %d after %s, want %d after %s", len(got), at, want.n, want.at)
+			}
+			time.Sleep(want.busy)
+		}
+	})
+}
+
 func TestQueueBalancesAtEveryInstant(t *testing.T) {
 	q := newQueue("test", 500)
 	var work sync.WaitGroup
