@@ -4,10 +4,10 @@ package exporter
 
 import (
 	"bytes"
-	"compress/gzip"
 	"io"
 	"sync"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"google.golang.org/grpc/encoding"
 )
@@ -26,7 +26,17 @@ var packers = map[string]func([]byte) ([]byte, error){
 	},
 }
 
-var gzipWriters = sync.Pool{New: func() any { return gzip.NewWriter(nil) }}
+// gzipLevel takes less than half of the time that the standard library's default level
+// takes, for 7 % more bytes; see DESIGN.md.
+const gzipLevel = 5
+
+var gzipWriters = sync.Pool{New: func() any {
+	w, err := gzip.NewWriterLevel(nil, gzipLevel)
+	if err != nil {
+		panic(err) // only of a level that there is not
+	}
+	return w
+}}
 
 func packGzip(b []byte) ([]byte, error) {
 	w := gzipWriters.Get().(*gzip.Writer)
@@ -55,7 +65,35 @@ var (
 	})
 )
 
-func init() { encoding.RegisterCompressor(grpcZstd{}) }
+func init() {
+	encoding.RegisterCompressor(grpcGzip{})
+	encoding.RegisterCompressor(grpcZstd{})
+}
+
+// grpcGzip is gzip for gRPC, whose own is the standard library's.
+type grpcGzip struct{}
+
+// Name is what grpc-encoding calls it.
+func (grpcGzip) Name() string { return "gzip" }
+
+// Compress returns a writer to w that is to be closed once.
+func (grpcGzip) Compress(w io.Writer) (io.WriteCloser, error) {
+	g := gzipWriters.Get().(*gzip.Writer)
+	g.Reset(w)
+	return gzipBody{g}, nil
+}
+
+// Decompress reads r.
+func (grpcGzip) Decompress(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }
+
+// gzipBody is a borrowed writer.
+type gzipBody struct{ *gzip.Writer }
+
+// Close writes what is left, and gives the writer back.
+func (g gzipBody) Close() error {
+	defer gzipWriters.Put(g.Writer)
+	return g.Writer.Close()
+}
 
 // grpcZstd is zstd for gRPC, which has only gzip of its own.
 type grpcZstd struct{}
