@@ -69,7 +69,8 @@ bench: build ## cost per packet as ratios, the drain, and the agent on real traf
 	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./bench
 	@mkdir -p bench/results && out=bench/results/$$(date -u +%F)-$$(uname -r).txt && \
 	{ $(SUDO) bin/bench && $(GO) test -run '^$$' -bench Drain $(EXEC) ./dataplane && \
-	cd exporter/receivertest && $(GO) test -run '^$$' -bench 'Encode|Columns|Parquet' -cpu 1 .; } | tee "$$out.new" && \
+	cd exporter/receivertest && $(GO) test -run '^$$' -bench 'Encode|Columns|Parquet' -cpu 1 . && \
+	$(GO) test -run '^$$' -bench 'Delivery|Spool' -benchtime 5x -timeout 40m .; } | tee "$$out.new" && \
 	mv "$$out.new" "$$out" && echo "recorded in $$out"
 
 generate: ## BPF objects, their Go loaders and the API's Go code (needs clang-19, llvm-19, libbpf-dev, protobuf-compiler)

@@ -31,7 +31,7 @@ type collector struct {
 
 // startCollector starts a receiver on endpoint; empty: a free port. What it
 // hands records to outlives it, so one that is started again goes on filling it.
-func startCollector(t *testing.T, endpoint string, logs consumer.Logs, metrics consumer.Metrics, setup ...func(*otlpreceiver.Config)) *collector {
+func startCollector(t testing.TB, endpoint string, logs consumer.Logs, metrics consumer.Metrics, setup ...func(*otlpreceiver.Config)) *collector {
 	t.Helper()
 	if endpoint == "" {
 		endpoint = freePort(t)
@@ -78,7 +78,7 @@ func (c *collector) at(protocol string, secure bool) string {
 }
 
 // stop ends the receiver; a second time does nothing.
-func (c *collector) stop(t *testing.T) {
+func (c *collector) stop(t testing.TB) {
 	t.Helper()
 	for _, part := range c.parts {
 		if err := part.Shutdown(context.Background()); err != nil {
@@ -88,7 +88,7 @@ func (c *collector) stop(t *testing.T) {
 	c.parts = nil
 }
 
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -100,7 +100,7 @@ func freePort(t *testing.T) string {
 
 func noEnv(string) string { return "" }
 
-func newSink(t *testing.T, endpoint string, c exporter.OTLPConfig) *exporter.OTLP {
+func newSink(t testing.TB, endpoint string, c exporter.OTLPConfig) *exporter.OTLP {
 	t.Helper()
 	if !strings.Contains(endpoint, "://") {
 		endpoint = "http://" + endpoint
@@ -114,7 +114,7 @@ func newSink(t *testing.T, endpoint string, c exporter.OTLPConfig) *exporter.OTL
 	return o
 }
 
-func closeSink(t *testing.T, o *exporter.OTLP) {
+func closeSink(t testing.TB, o *exporter.OTLP) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -123,7 +123,7 @@ func closeSink(t *testing.T, o *exporter.OTLP) {
 	}
 }
 
-func export(t *testing.T, o *exporter.OTLP, w flows.Window) {
+func export(t testing.TB, o *exporter.OTLP, w flows.Window) {
 	t.Helper()
 	if err := o.Export(t.Context(), w); err != nil {
 		t.Fatal(err)
@@ -231,7 +231,7 @@ func corpus(n, hops int) []flows.Record {
 }
 
 // eventually polls until done says so.
-func eventually(t *testing.T, what string, done func() bool) {
+func eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(60 * time.Second)
 	tick := time.NewTicker(time.Millisecond)
