@@ -40,11 +40,8 @@ func (d *dns) tell(p *bpf.FlowDnsPacket, m flows.DNSMessage) {
 	}
 	var s flows.Sample
 	d.points.place(&s, p.Key.Point)
-	m.Key, m.At, m.Domain, m.When = keyOf(&p.Key), s.At, s.Domain, int64(p.KtimeNs)
+	m.Key, m.At, m.Domain, m.Class, m.When = keyOf(&p.Key), s.At, s.Domain, s.Class, int64(p.KtimeNs)
 	m.VLAN = flows.VLAN{Outer: uint16(p.Vlan & 0xfff), Inner: uint16(p.Vlan >> 12 & 0xfff)}
-	if place := int(p.Key.Point) / hooks; place < d.points.size.places {
-		m.Class = flows.PointClass(d.points.places.v[place].Class)
-	}
 	d.messages[d.turn] = append(d.messages[d.turn], m)
 	d.acct.Messages++
 }

@@ -49,6 +49,7 @@ type point struct {
 	at       flows.Point
 	domain   *atomic.Uint64 // of its namespace; nil: the namespace alone
 	told     atomic.Uint64  // of the device, by Options.Domains; 0: not known, its namespace's
+	class    atomic.Uint32  // flows.PointClass
 	hop      flows.Hop      // guarded by pointTable.mu, as is what follows
 	err      string
 	attached bool
@@ -246,6 +247,9 @@ func (t *pointTable) domainOf(netns uint64, ifindex uint32) uint64 {
 
 // classify writes the kind of device at the points of an interface.
 func (t *pointTable) classify(points []*point, class flows.PointClass) {
+	for _, p := range points {
+		p.class.Store(uint32(class))
+	}
 	for cpu := range t.size.cpus {
 		t.places.v[cpu*t.size.places+int(points[0].id)/hooks].Class = uint8(class)
 	}
@@ -254,12 +258,12 @@ func (t *pointTable) classify(points []*point, class flows.PointClass) {
 // place fills where a sample was seen, from the number that the kernel put into
 // its key.
 func (t *pointTable) place(s *flows.Sample, id uint16) {
-	s.At, s.Domain = flows.Point{}, 0
+	s.At, s.Domain, s.Class = flows.Point{}, 0, 0
 	if int(id) >= len(t.byID) {
 		return
 	}
 	if p := t.byID[id].Load(); p != nil {
-		s.At = p.at
+		s.At, s.Class = p.at, flows.PointClass(p.class.Load())
 		s.Domain = p.domainNow()
 	}
 }

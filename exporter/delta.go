@@ -4,14 +4,18 @@ package exporter
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	common "go.opentelemetry.io/proto/otlp/common/v1"
 	metrics "go.opentelemetry.io/proto/otlp/metrics/v1"
 	"google.golang.org/protobuf/proto"
+
+	"weft/flows"
 )
 
 // Temporality is what the sums and histograms of OTLP metrics count from.
@@ -198,7 +202,8 @@ func (d *deltas) sum(name string, p *metrics.NumberDataPoint, inherited map[stri
 // told from its beginning.
 func (d *deltas) histogram(name string, p *metrics.ExponentialHistogramDataPoint, commit map[string]toldSeries) *metrics.ExponentialHistogramDataPoint {
 	key := seriesKey(name, p.Attributes, false)
-	next := toldSeries{start: p.StartTimeUnixNano, end: p.TimeUnixNano, histogram: p}
+	kept := &metrics.ExponentialHistogramDataPoint{Count: p.Count, Sum: p.Sum, Positive: p.Positive} // all that the next one needs
+	next := toldSeries{start: p.StartTimeUnixNano, end: p.TimeUnixNano, histogram: kept}
 	t, ok := d.told[key]
 	if ok {
 		t.round = d.round
@@ -223,8 +228,13 @@ func (d *deltas) histogram(name string, p *metrics.ExponentialHistogramDataPoint
 		last--
 	}
 	commit[key] = next
+	examples := slices.DeleteFunc(p.Exemplars, func(e *metrics.Exemplar) bool {
+		v := flows.Exemplar{Value: time.Duration(math.Round(e.GetAsDouble() * 1e9))}
+		k := v.Bucket() - int(p.Positive.Offset)
+		return e.TimeUnixNano <= t.end || k < 0 || k >= len(counts) || counts[k] == 0
+	})
 	return &metrics.ExponentialHistogramDataPoint{
-		StartTimeUnixNano: t.end, TimeUnixNano: p.TimeUnixNano, Attributes: p.Attributes,
+		Exemplars: examples, StartTimeUnixNano: t.end, TimeUnixNano: p.TimeUnixNano, Attributes: p.Attributes,
 		Count: p.Count - was.Count, Sum: &sum, Scale: p.Scale,
 		Positive: &metrics.ExponentialHistogramDataPoint_Buckets{Offset: p.Positive.Offset + int32(first), BucketCounts: counts[first:last]},
 	}

@@ -61,7 +61,12 @@ func (w *world) step() (ended []flows.Latency) {
 			*l = flows.Latency{Key: l.Key, Start: w.at.UnixNano() - 1}
 		}
 		for range w.r.IntN(6) {
-			l.Merge(&flows.Latency{Offset: w.r.IntN(40) - 60, Counts: []uint64{1}, Count: 1, Sum: 1 + w.r.Uint64N(1e9)})
+			bucket := w.r.IntN(40) - 60
+			l.Merge(&flows.Latency{Offset: bucket, Counts: []uint64{1}, Count: 1, Sum: 1 + w.r.Uint64N(1e9)})
+			l.Exemplars = append(l.Exemplars, flows.Exemplar{
+				Value: time.Duration(math.Exp2((float64(bucket)+0.5)/8) * 1e9), At: max(l.Start+1, w.at.UnixNano()-w.r.Int64N(1e9)), ConnectionID: w.r.Uint64(),
+			})
+			l.Exemplars = l.Exemplars[max(0, len(l.Exemplars)-8):]
 		}
 	}
 	return ended
@@ -85,10 +90,11 @@ func newWorld(seed uint64) *world {
 // tally adds up what a receiver was told. Sums are by metric, since an interface and the detached
 // ones share what they counted.
 type tally struct {
-	sums    map[string]int64
-	counts  map[string]uint64 // by histogram and bucket
-	seconds float64
-	ends    map[string]uint64 // by series: where the last delta ended
+	sums      map[string]int64
+	counts    map[string]uint64 // by histogram and bucket
+	seconds   float64
+	exemplars int
+	ends      map[string]uint64 // by series: where the last delta ended
 }
 
 func newTally() *tally {
@@ -123,6 +129,13 @@ func (y *tally) add(t *testing.T, m *colmetrics.ExportMetricsServiceRequest, del
 				t.Fatalf("%s: got a count of %d, %d in buckets", m.Name, p.Count, n)
 			}
 			y.seconds += p.GetSum()
+			for _, e := range p.Exemplars {
+				k := int(math.Ceil(math.Log2(e.GetAsDouble())*8)) - 1 - int(p.Positive.Offset)
+				if e.TimeUnixNano <= p.StartTimeUnixNano || e.TimeUnixNano > p.TimeUnixNano || k < 0 || k >= len(p.Positive.BucketCounts) || p.Positive.BucketCounts[k] == 0 {
+					t.Fatalf("%s: got exemplar %v in %v, want one of its times", m.Name, e, p)
+				}
+				y.exemplars++
+			}
 		}
 	}
 }
@@ -168,6 +181,9 @@ func TestDeltasAddUpToWhatIsCumulative(t *testing.T) {
 				}
 				if !maps.Equal(got.sums, nonzero(want.sums)) || !maps.Equal(nonzero(got.counts), nonzero(want.counts)) {
 					t.Fatalf("seed %d: got %v and %v\nwant %v and %v", seed, got.sums, got.counts, want.sums, want.counts)
+				}
+				if got.exemplars < 20 {
+					t.Fatalf("seed %d: got %d exemplars, want most of what there were", seed, got.exemplars)
 				}
 				if math.Abs(got.seconds-want.seconds) > 1e-6*want.seconds {
 					t.Fatalf("seed %d: got %g s, want %g", seed, got.seconds, want.seconds)

@@ -3,6 +3,7 @@
 package exporter
 
 import (
+	"fmt"
 	"log/slog"
 	"slices"
 
@@ -60,11 +61,26 @@ func histograms(all []*flows.Latency, at uint64) []*metrics.Metric {
 		h.DataPoints = append(h.DataPoints, &metrics.ExponentialHistogramDataPoint{
 			StartTimeUnixNano: uint64(l.Start), TimeUnixNano: at, Attributes: latencyAttributes(l, m),
 			Count: l.Count, Sum: &sum, Scale: flows.HistogramScale,
-			Positive: &metrics.ExponentialHistogramDataPoint_Buckets{Offset: int32(l.Offset), BucketCounts: l.Counts},
+			Positive:  &metrics.ExponentialHistogramDataPoint_Buckets{Offset: int32(l.Offset), BucketCounts: l.Counts},
+			Exemplars: exemplars(l, at),
 		})
 	}
 	return list
 }
+
+// exemplars are l's, of up to that time. What they have beyond the series is the
+// connection's identifier, by which its records are found.
+func exemplars(l *flows.Latency, at uint64) (all []*metrics.Exemplar) {
+	for _, e := range l.Exemplars {
+		all = append(all, &metrics.Exemplar{
+			FilteredAttributes: []*common.KeyValue{keyValue(slog.String(nameConnection, connectionText(e.ConnectionID)))},
+			TimeUnixNano:       min(uint64(e.At), at), Value: &metrics.Exemplar_AsDouble{AsDouble: e.Value.Seconds()},
+		})
+	}
+	return all
+}
+
+func connectionText(id uint64) string { return fmt.Sprintf("%016x", id) }
 
 func latencyAttributes(l *flows.Latency, m latencyMetric) []*common.KeyValue {
 	var attrs []*common.KeyValue

@@ -4,6 +4,7 @@ package exporter
 
 import (
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -122,7 +123,22 @@ func (h *histogram) Write(out *dto.Metric) error {
 		}},
 		PositiveDelta: deltas,
 	}
+	for i := range l.Exemplars {
+		e := exemplar(&l.Exemplars[i])
+		out.Histogram.Exemplars = append(out.Histogram.Exemplars, e)
+		k := slices.IndexFunc(out.Histogram.Bucket, func(b *dto.Bucket) bool { return e.GetValue() <= b.GetUpperBound() })
+		if k >= 0 && (out.Histogram.Bucket[k].Exemplar == nil || out.Histogram.Bucket[k].Exemplar.Timestamp.AsTime().Before(e.Timestamp.AsTime())) {
+			out.Histogram.Bucket[k].Exemplar = e // the latest of a wider bucket
+		}
+	}
 	return nil
+}
+
+func exemplar(e *flows.Exemplar) *dto.Exemplar {
+	return &dto.Exemplar{
+		Label: []*dto.LabelPair{{Name: proto.String(underscored(nameConnection)), Value: proto.String(connectionText(e.ConnectionID))}},
+		Value: proto.Float64(e.Value.Seconds()), Timestamp: timestamppb.New(time.Unix(0, e.At)),
+	}
 }
 
 // classicBuckets are l's counts up to each of the fixed bounds.

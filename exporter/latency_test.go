@@ -4,11 +4,13 @@ package exporter
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +83,64 @@ func scrape(t *testing.T, all []flows.Latency) map[string]*dto.MetricFamily {
 		}
 		families[f.GetName()] = f
 	}
+}
+
+// TestScrapersReadExemplars: in the native histogram, in the classic bucket that each is in,
+// and in OpenMetrics, which Prometheus asks for when it may not have protobuf.
+func TestScrapersReadExemplars(t *testing.T) {
+	_, l := roundTrips(flows.LatencyKey{Server: web, Protocol: flows.ProtoTCP, Measure: flows.RTTServer, Class: flows.ClassNIC}, 3000)
+	l.Exemplars = []flows.Exemplar{
+		{Value: 700 * time.Microsecond, At: t0.UnixNano(), ConnectionID: 0x123}, {Value: 900 * time.Microsecond, At: t0.UnixNano() + 5e6, ConnectionID: 0xabc},
+		{Value: 9 * time.Second, At: t0.UnixNano() + 7e6, ConnectionID: 0xdef},
+	}
+	h := scrape(t, []flows.Latency{l})["weft_tcp_rtt_seconds"].Metric[0].GetHistogram()
+	text := func(e *dto.Exemplar) string {
+		return fmt.Sprint(e.GetLabel()[0].GetName(), " ", e.GetLabel()[0].GetValue(), " ", e.GetValue(), " ", e.GetTimestamp().AsTime().Sub(t0))
+	}
+	var native, classic []string
+	for _, e := range h.Exemplars {
+		native = append(native, text(e))
+	}
+	for _, b := range h.Bucket {
+		if b.Exemplar != nil {
+			classic = append(classic, fmt.Sprint(b.GetUpperBound(), ": ", text(b.Exemplar)))
+		}
+	}
+	const id = "weft_connection_id 0000000000000"
+	if want := []string{id + "123 0.0007 0s", id + "abc 0.0009 5ms", id + "def 9 7ms"}; !slices.Equal(native, want) {
+		t.Errorf("native: got %q, want %q", native, want)
+	}
+	if want := []string{"0.0009765625: " + id + "abc 0.0009 5ms", "16: " + id + "def 9 7ms"}; !slices.Equal(classic, want) {
+		t.Errorf("classic: got %q, want %q", classic, want)
+	}
+	body, kind := fetch(t, startWeb(t, WebOptions{
+		Ledger: func() flows.Ledger { return flows.Ledger{} }, Latencies: func() Latencies { return Latencies{All: []flows.Latency{l}, Left: left} },
+	})+"/metrics", "application/openmetrics-text;version=1.0.0")
+	if !strings.HasPrefix(kind, "application/openmetrics-text") || !strings.HasSuffix(body, "# EOF\n") ||
+		!strings.Contains(body, `le="16.0"} 3000 # {weft_connection_id="0000000000000def"} 9.0 `) {
+		t.Errorf("OpenMetrics: got %s, without the exemplar of 9 s:\n%s", kind, body)
+	}
+}
+
+// fetch is what the URL answers one who accepts that, and what it says it is.
+func fetch(t *testing.T, url, accept string) (body, kind string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", accept)
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	answer, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text), answer.Header.Get("Content-Type")
 }
 
 // nativeBuckets are a native histogram's counts by number, as Prometheus reads them.

@@ -68,7 +68,7 @@ func ListenHTTP(o WebOptions) (*Web, error) {
 		return nil, fmt.Errorf("listen.http: cannot listen on %q, want host:port such as %s: %w", o.Addr, DefaultHTTP, err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, EnableOpenMetrics: true}))
 	mux.Handle("GET /healthz", probe(o.Health))
 	mux.Handle("GET /readyz", probe(o.Ready))
 	w := &Web{

@@ -56,6 +56,7 @@ func (d *dnsMatcher) sweep(now, every int64) {
 // DNS; nil when neither is new.
 func (t *Table) latencies(read []Latency) []Latency {
 	if read != nil {
+		t.examples.give(read)
 		t.times = read
 	} else if !t.dns.changed {
 		return nil

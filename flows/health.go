@@ -2,6 +2,8 @@
 
 package flows
 
+import "time"
+
 // trouble is what was dropped of a conversation in the period.
 type trouble struct {
 	packets uint64
@@ -38,15 +40,18 @@ func (d *trouble) most() (reason string) {
 	return reason
 }
 
-// learn adds what s measured of TCP to c's hop h.
-func (t *Table) learn(h *hop, s *Sample) {
+// learn adds what s measured of TCP to c's hop h; the handshake that was known before is was.
+func (t *Table) learn(h *hop, s *Sample) (was time.Duration) {
 	if s.TCP == (TCPHealth{}) {
-		return
+		return 0
 	}
 	if h.tcp == 0 {
 		h.tcp = t.health.take()
 	}
-	t.health.at(h.tcp).add(&s.TCP)
+	health := t.health.at(h.tcp)
+	was = health.Handshake
+	health.add(&s.TCP)
+	return was
 }
 
 // learnLater adds what was measured of packets that an earlier sample counted. A conversation

@@ -2,7 +2,10 @@
 
 package flows
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // Measure says what a latency is of.
 type Measure uint8
@@ -76,4 +79,13 @@ type Latency struct {
 	// Counts[k] is how many fell into bucket Offset+k of HistogramScale.
 	Offset int
 	Counts []uint64
+	// Exemplars are some of those times: at most 8, each in a bucket of its own.
+	Exemplars []Exemplar
+}
+
+// Exemplar is one of the times in a histogram, and the connection that it is of.
+type Exemplar struct {
+	Value        time.Duration
+	At           int64  // Unix nanoseconds: a packet of the connection, not long after
+	ConnectionID uint64 // as [Record.ConnectionID]
 }

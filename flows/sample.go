@@ -31,6 +31,7 @@ type Sample struct {
 	Fragment   bool  // later fragments whose ports are not known
 	DSCP       uint8 // of the flow's first packet
 	TTL        uint8 // or hop limit, of the flow's first packet
+	Class      PointClass
 
 	// SeqNumber and AckNumber are those of the flow's first packet when it
 	// carried SYN: the initial sequence number of the sender, and with ACK the

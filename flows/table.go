@@ -74,6 +74,8 @@ type Table struct {
 	dns     dnsMatcher
 	times   []Latency // the kernel's, as they were last read
 
+	examples exemplars
+
 	translations Translations
 	apart        bool
 	ids          connIndex
@@ -112,7 +114,8 @@ func NewTable(o TableOptions) *Table {
 		points:       points{index: map[Point]uint32{}, places: o.Places},
 		dns:          newDNSMatcher(o.DNSTimeout),
 		translations: o.Translations, apart: o.Apart, ids: connIndex{seed: rand.Uint64()},
-		drain: 1,
+		examples: exemplars{series: map[LatencyKey]*exampled{}},
+		drain:    1,
 	}
 }
 
@@ -139,6 +142,7 @@ func (t *Table) Fold(b Batch) (w Window, done bool) {
 	if !b.Final {
 		return Window{}, false
 	}
+	t.settleExamples()
 	t.dropped(b.Drops)
 	t.dns.expire(b.Seen.DNS.Read, t.now)
 	t.foldSockets(b.Sockets)
@@ -228,7 +232,7 @@ func (t *Table) fold(s *Sample, key *convKey, hash uint32, from side) {
 	i := t.convs.find(key, hash)
 	if i != 0 && t.restarts(i, s, from) {
 		t.close(i, EndOfFlow)
-		i = 0
+		i, t.examples.closed = 0, true
 	}
 	if i == 0 {
 		if !t.room() {
@@ -246,8 +250,11 @@ func (t *Table) fold(s *Sample, key *convKey, hash uint32, from side) {
 	if c.nhops[from] == 1 && h.count() == (Count{}) && c.dscp[from] == 0 {
 		c.dscp[from] = s.DSCP
 	}
+	goesOn := h.packets > 0
 	h.gain(s)
-	t.learn(h, s)
+	if was := t.learn(h, s); s.TCP.RTT.Count > 0 || s.TCP.Handshake > 0 {
+		t.see(i, s, from, was, goesOn)
+	}
 	p.fold(n)
 	t.gain(i, c, s, from)
 }

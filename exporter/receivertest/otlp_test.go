@@ -273,8 +273,10 @@ func TestCollectorDecodesTheHistograms(t *testing.T) {
 		}
 		return l
 	}
+	known := latency(server, flows.ProtoTCP, flows.RTTServer, -79, 3, 0, 4)
+	known.Exemplars = []flows.Exemplar{{Value: 1250 * time.Microsecond, At: start.UnixNano() - 7, ConnectionID: 0xabcdef}}
 	export(t, o, flows.Window{End: start, Ledger: flows.Ledger{At: start}, Latencies: []flows.Latency{
-		latency(server, flows.ProtoTCP, flows.RTTServer, -79, 3, 0, 4),
+		known,
 		latency(server, flows.ProtoTCP, flows.RTTClient, -183, 1),
 		latency(netip.AddrPort{}, flows.ProtoTCP, flows.HandshakeServer, 0, 5, 6),
 		latency(server, flows.ProtoUDP, flows.DNSLookup, 56, 1<<40),
@@ -296,12 +298,17 @@ func TestCollectorDecodesTheHistograms(t *testing.T) {
 				if dp.Timestamp().AsTime() != start || dp.StartTimestamp().AsTime() != since || dp.Sum() != 1.5 || dp.Scale() != 3 || dp.ZeroCount() != 0 {
 					t.Errorf("%s: got %s from %s, sum %v, scale %d, want %s from %s, 1.5, 3", m.Name(), dp.Timestamp(), dp.StartTimestamp(), dp.Sum(), dp.Scale(), start, since)
 				}
-				got[m.Name()+attributes(dp.Attributes())] = fmt.Sprint(dp.Count(), dp.Positive().Offset(), dp.Positive().BucketCounts().AsRaw())
+				text := fmt.Sprint(dp.Count(), dp.Positive().Offset(), dp.Positive().BucketCounts().AsRaw())
+				for k := range dp.Exemplars().Len() {
+					e := dp.Exemplars().At(k)
+					text += fmt.Sprint(" ", e.DoubleValue(), attributes(e.FilteredAttributes()), " ", start.Sub(e.Timestamp().AsTime()))
+				}
+				got[m.Name()+attributes(dp.Attributes())] = text
 			}
 		}
 	}
 	want := map[string]string{
-		"weft.tcp.rtt network.transport=tcp server.address=2001:db8::1 server.port=443 weft.hop.class=veth weft.tcp.side=server": "7 -79 [3 0 4]",
+		"weft.tcp.rtt network.transport=tcp server.address=2001:db8::1 server.port=443 weft.hop.class=veth weft.tcp.side=server": "7 -79 [3 0 4] 0.00125 weft.connection.id=0000000000abcdef 7ns",
 		"weft.tcp.rtt network.transport=tcp server.address=2001:db8::1 server.port=443 weft.hop.class=veth weft.tcp.side=client": "1 -183 [1]",
 		"weft.tcp.handshake.duration network.transport=tcp weft.hop.class=veth weft.tcp.side=server":                             "11 0 [5 6]",
 		"dns.lookup.duration network.transport=udp server.address=2001:db8::1 server.port=443 weft.hop.class=veth":               "1099511627776 56 [1099511627776]",

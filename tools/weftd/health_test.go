@@ -4,7 +4,11 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -34,6 +38,7 @@ func TestHealthReachesFlowctlAndMetrics(t *testing.T) {
 		}
 		return nil
 	})
+	h.exemplified(t, out)
 	var r map[string]any
 	line, _, _ := strings.Cut(out, "\n")
 	if err := json.Unmarshal([]byte(line), &r); err != nil {
@@ -49,4 +54,39 @@ func TestHealthReachesFlowctlAndMetrics(t *testing.T) {
 	if code := w.wait(t); code != 0 {
 		t.Errorf("got exit code %d, want 0", code)
 	}
+}
+
+// exemplified wants exemplars in the server's histogram of handshakes, each of a connection
+// that has one of these records, and of what that record says.
+func (h *house) exemplified(t *testing.T, records string) {
+	t.Helper()
+	took := map[string]float64{}
+	for line := range strings.Lines(records) {
+		var r struct {
+			ID   string  `json:"weft.connection.id"`
+			Took float64 `json:"weft.tcp.destination.handshake.duration"`
+		}
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatal(err)
+		}
+		took[r.ID] = r.Took
+	}
+	bucket := regexp.MustCompile(`weft_tcp_handshake_duration_seconds_bucket{class="veth",.*side="server",.*} \d+ # {weft_connection_id="(\w{16})"} (\S+) `)
+	h.eventually(t, "there are exemplars", func() error {
+		text, err := h.get(t, "/metrics", "Accept: application/openmetrics-text; version=1.0.0")
+		if err != nil {
+			return err
+		}
+		all := bucket.FindAllStringSubmatch(text, -1)
+		for _, e := range all {
+			value, err := strconv.ParseFloat(e[2], 64)
+			if want, ok := took[e[1]]; err != nil || !ok || math.Abs(value-want) > 1e-9 {
+				t.Errorf("exemplar %s: got %s s (%v), the record of the connection says %v", e[1], e[2], err, want)
+			}
+		}
+		if len(all) == 0 {
+			return errors.New("none yet")
+		}
+		return nil
+	})
 }

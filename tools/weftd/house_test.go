@@ -256,7 +256,7 @@ func (h *house) within(t *testing.T, limit time.Duration, what string, check fun
 }
 
 // get fetches a page of the agent's, whose loopback is here.
-func (h *house) get(t *testing.T, page string) (text string, err error) {
+func (h *house) get(t *testing.T, page string, headers ...string) (text string, err error) {
 	h.in(t, h.here, func() error {
 		conn, dialErr := net.Dial("tcp", "127.0.0.1:9470")
 		if dialErr != nil {
@@ -264,7 +264,7 @@ func (h *house) get(t *testing.T, page string) (text string, err error) {
 			return nil
 		}
 		defer conn.Close()
-		if _, err = fmt.Fprintf(conn, "GET %s HTTP/1.0\r\n\r\n", page); err != nil {
+		if _, err = fmt.Fprintf(conn, "GET %s HTTP/1.0\r\n%s\r\n", page, strings.Join(append(headers, ""), "\r\n")); err != nil {
 			return nil
 		}
 		var all []byte
