@@ -316,10 +316,13 @@ func Resource(version string, getenv func(string) string) (map[string]string, er
 	return OTLPConfig{Version: version}.resource(getenv)
 }
 
+// defaultService is service.name unless a variable gives another.
+const defaultService = "weft"
+
 // resource describes this agent and host: what is found out, then
 // OTEL_RESOURCE_ATTRIBUTES over it, then OTEL_SERVICE_NAME over that.
 func (c OTLPConfig) resource(getenv func(string) string) (map[string]string, error) {
-	r := map[string]string{"service.name": "weft", "os.type": runtime.GOOS}
+	r := map[string]string{"service.name": defaultService, "os.type": runtime.GOOS}
 	if c.Version != "" {
 		r["service.version"] = c.Version
 	}

@@ -79,6 +79,8 @@ type Redactor struct {
 	ends   recent[*flows.Entity, *redactedEnd]
 	hashes recent[netip.Addr, netip.Addr]
 	taken  []string // out of the record at hand, lower case
+
+	spelled recent[netip.Addr, []string]
 }
 
 // NewRedactor reads the key. nil: c keeps everything.
@@ -179,21 +181,6 @@ func (r *Redactor) connection(id uint64) uint64 {
 	var b [8]byte
 	binary.BigEndian.PutUint64(b[:], id)
 	return max(binary.BigEndian.Uint64(r.digest(RedactAddress, b[:])), 1)
-}
-
-// resource is what is left of the attributes that describe this host.
-func (r *Redactor) resource(attrs map[string]string) {
-	if r == nil || r.c.Fields[RedactNode] == Keep {
-		return
-	}
-	for _, name := range []string{"host.name", "host.id", "host.ip", "host.mac", "k8s.node.name", "k8s.node.uid"} {
-		if _, ok := attrs[name]; !ok {
-			continue
-		}
-		if attrs[name] = r.text(RedactNode, attrs[name]); attrs[name] == "" {
-			delete(attrs, name)
-		}
-	}
 }
 
 // recent remembers what was made of the keys that came last: two generations of

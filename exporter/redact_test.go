@@ -5,6 +5,7 @@ package exporter
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -223,13 +224,91 @@ func TestRedactorNeedsAKeyToHash(t *testing.T) {
 	}
 }
 
-func TestResourceDoesNotNameTheHostWhenNodesAreRedacted(t *testing.T) {
-	var c RedactConfig
-	c.Fields[RedactNode] = Drop
-	attrs := map[string]string{"host.name": "a", "host.id": "b", "service.name": "weft"}
-	redactor(t, c).resource(attrs)
-	if len(attrs) != 1 || attrs["service.name"] != "weft" {
-		t.Errorf("got %v, want the service alone", attrs)
+func TestResourceTellsNothingThatIsRedacted(t *testing.T) {
+	all := map[string]string{
+		"host.name": "node-a", "host.id": "f00dfeed", "cloud.region": "north", "cloud.availability_zone": "north-1",
+		"k8s.node.name": "node-a.north", "k8s.pod.name": "weft-x7", "k8s.pod.ip": "192.0.2.5", "host.ip": "192.0.2.4", "k8s.namespace.name": "observe",
+		"service.instance.id": "node-a", "team": "net", "service.name": "weft", "container.id": "0123456789abcdef", "k8s.daemonset.name": "weft-ds",
+	}
+	for f, want := range map[RedactField]string{
+		RedactNode:      "container.id k8s.daemonset.name k8s.namespace.name k8s.pod.ip k8s.pod.name service.name team",
+		RedactPod:       "cloud.availability_zone cloud.region container.id host.id host.ip host.name k8s.daemonset.name k8s.namespace.name k8s.node.name service.instance.id service.name team",
+		RedactAddress:   "cloud.availability_zone cloud.region container.id host.id host.name k8s.daemonset.name k8s.namespace.name k8s.node.name k8s.pod.name service.instance.id service.name team",
+		RedactNamespace: "cloud.availability_zone cloud.region container.id host.id host.ip host.name k8s.daemonset.name k8s.node.name k8s.pod.ip k8s.pod.name service.instance.id service.name team",
+	} {
+		for _, to := range []Treatment{Drop, Hash} {
+			var c RedactConfig
+			c.Fields[f] = to
+			attrs := maps.Clone(all)
+			redactor(t, c).resource(attrs)
+			left := slices.Sorted(maps.Keys(attrs))
+			if to == Hash { // a hash is in its place: what was there is not
+				left = slices.DeleteFunc(left, func(name string) bool { return attrs[name] != all[name] })
+			}
+			if got := strings.Join(left, " "); got != want {
+				t.Errorf("%s, treatment %d: got %s, want %s", f, to, got, want)
+			}
+		}
+	}
+}
+
+// What a field tells is often spelled another way in the next one.
+func TestRedactedValuesAreFoundInTheirOtherSpellings(t *testing.T) {
+	const container = "3f1c9a7be02d4b5566778899aabbccddeeff00112233445566778899aabbccdd"
+	const uid = "8a6e0804-2bd0-4672-b79d-d97027f9071a"
+	for name, c := range map[string]struct {
+		field RedactField
+		make  func(*flows.Record)
+		leak  string
+	}{
+		"short container id asked for": {RedactContainer, func(r *flows.Record) {
+			r.Source = &flows.Entity{ContainerID: container}
+			r.DNS = &flows.DNS{Questions: []flows.DNSQuestion{{Name: container[:12] + ".lan"}}}
+		}, container[:12]},
+		"machine in its unit": {RedactVM, func(r *flows.Record) {
+			r.Source = &flows.Entity{VM: "web-1", Unit: `machine-qemu\x2d3\x2dweb\x2d1.scope`}
+		}, `web\x2d1`},
+		"pod in its unit": {RedactPod, func(r *flows.Record) {
+			r.Source = &flows.Entity{PodUID: uid, Unit: "kubepods-pod" + strings.ReplaceAll(uid, "-", "_") + ".slice"}
+		}, strings.ReplaceAll(uid, "-", "_")},
+		"machine's id without hyphens": {RedactVM, func(r *flows.Record) {
+			r.Source = &flows.Entity{VMID: uid, Sandbox: strings.ReplaceAll(uid, "-", "")}
+		}, strings.ReplaceAll(uid, "-", "")},
+		"pod in its device's hash": {RedactPod, func(r *flows.Record) { // sha1 of shop.web-1
+			r.Source = &flows.Entity{Pod: "web-1", Namespace: "shop"}
+			r.Hops = []flows.HopCount{{Hop: flows.Hop{Interface: "cali751425ce827"}, Chosen: true}}
+		}, "751425ce827"},
+		"namespace in its device's hash": {RedactNamespace, func(r *flows.Record) {
+			r.Destination = &flows.Entity{Pod: "web-1", Namespace: "shop"}
+			r.Hops = []flows.HopCount{{Hop: flows.Hop{Interface: "eni751425ce827"}, Chosen: true}}
+		}, "751425ce827"},
+		"address of others asked for": {RedactAddress, func(r *flows.Record) {
+			r.DNS = &flows.DNS{Questions: []flows.DNSQuestion{{Name: "9.113.0.203.in-addr.arpa", Type: 12}}}
+		}, "203.in-addr"},
+		"address backwards": {RedactAddress, func(r *flows.Record) {
+			r.Key.Src = netip.MustParseAddrPort("203.0.113.9:1")
+			r.Source = &flows.Entity{Node: "9-113-0-203.dsl.example"}
+		}, "9-113-0-203"},
+		"address in hexadecimal": {RedactAddress, func(r *flows.Record) {
+			r.Key.Src = netip.MustParseAddrPort("203.0.113.9:1")
+			r.Source = &flows.Entity{Node: "ip-CB007109"}
+		}, "CB007109"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, to := range []Treatment{Drop, Hash} {
+				var config RedactConfig
+				config.Fields[c.field] = to
+				records := []flows.Record{tcpRecord(1)}
+				c.make(&records[0])
+				if before := AppendJSON(nil, &records[0]); !bytes.Contains(before, []byte(strings.ReplaceAll(c.leak, `\`, `\\`))) {
+					t.Fatalf("the test has no %s: %s", c.leak, before)
+				}
+				redactor(t, config).apply(records)
+				if got := AppendJSON(nil, &records[0]); bytes.Contains(got, []byte(strings.ReplaceAll(c.leak, `\`, `\\`))) {
+					t.Errorf("treatment %d: got %s, want no %s", to, got, c.leak)
+				}
+			}
+		})
 	}
 }
 

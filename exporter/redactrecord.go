@@ -3,7 +3,9 @@
 package exporter
 
 import (
+	"crypto/sha1"
 	"encoding/hex"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -45,13 +47,49 @@ func (r *Redactor) record(x *flows.Record) {
 	r.scrubRest(x)
 }
 
-// take notes that value is not to be in the record.
+// shortID is how many digits of a container's id its host name and most tools show.
+const shortID = 12
+
+var (
+	systemdEscape = strings.NewReplacer("-", `\x2d`)
+	cgroupEscape  = strings.NewReplacer("-", "_")
+	noHyphens     = strings.NewReplacer("-", "")
+)
+
+// take notes that value is not to be in the record, in no spelling that units, groups,
+// host names and devices have for it.
 func take(list []string, value string) []string {
 	if len(value) < minTaken {
 		return list
 	}
-	return append(list, strings.ToLower(value))
+	lower := strings.ToLower(value)
+	list = append(list, lower)
+	if strings.Contains(lower, "-") {
+		list = append(list, systemdEscape.Replace(lower), cgroupEscape.Replace(lower))
+	}
+	if bare := noHyphens.Replace(lower); len(bare) >= 32 && isHex(bare) { // an id: 32 digits of a UUID, 64 of a container
+		list = append(list, bare, bare[:shortID])
+	}
+	return list
 }
+
+func isHex(text string) bool {
+	return strings.Trim(text, "0123456789abcdef") == ""
+}
+
+// takePod notes what network plugins make of a pod's name for that of its device: the
+// first digits of a hash without a key, which all names are soon tried against.
+func takePod(list []string, namespace, pod string) []string {
+	if pod == "" {
+		return list
+	}
+	sum := sha1.Sum([]byte(namespace + "." + pod)) //nolint:gosec // theirs, not ours
+	return append(list, hex.EncodeToString(sum[:])[:podDigits])
+}
+
+// podDigits is how many digits fit behind "cali" and "eni" (Calico, Amazon's plugin)
+// in the 15 bytes of a device's name.
+const podDigits = 11
 
 // holds reports whether text, in lower case, contains what was taken out.
 func (r *Redactor) holds(lower string) bool {
@@ -65,13 +103,13 @@ func (r *Redactor) addresses(x *flows.Record) {
 		return
 	}
 	for _, end := range [2]*netip.AddrPort{&x.Key.Src, &x.Key.Dst} {
-		r.taken = takeAddress(r.taken, end.Addr())
+		r.taken = append(r.taken, r.spelled.get(end.Addr(), spellings)...)
 		*end = netip.AddrPortFrom(r.address(end.Addr()), end.Port())
 	}
 	if x.NAT != nil {
 		n := *x.NAT
 		for _, end := range [2]*netip.AddrPort{&n.Source, &n.Destination} {
-			r.taken = takeAddress(r.taken, end.Addr())
+			r.taken = append(r.taken, r.spelled.get(end.Addr(), spellings)...)
 			if *end = netip.AddrPortFrom(r.address(end.Addr()), end.Port()); !end.IsValid() {
 				*end = netip.AddrPort{}
 			}
@@ -81,13 +119,16 @@ func (r *Redactor) addresses(x *flows.Record) {
 	x.ConnectionID, x.Redacted = r.connection(x.ConnectionID), true
 }
 
-// takeAddress notes the ways in which names spell an address.
-func takeAddress(list []string, a netip.Addr) []string {
+// spellings are the ways in which names spell an address.
+func spellings(a netip.Addr) (list []string) {
 	switch {
 	case a.Is4():
 		b := a.As4()
 		text, back := a.String(), netip.AddrFrom4([4]byte{b[3], b[2], b[1], b[0]}).String()
-		return append(list, text, strings.ReplaceAll(text, ".", "-"), back)
+		for _, other := range []string{".", "-", "_"} {
+			list = append(list, strings.ReplaceAll(text, ".", other), strings.ReplaceAll(back, ".", other))
+		}
+		return append(list, hex.EncodeToString(b[:]), fmt.Sprintf("%03d-%03d-%03d-%03d", b[0], b[1], b[2], b[3]))
 	case a.IsValid():
 		b := a.As16()
 		back := []byte(hex.EncodeToString(b[:]))
@@ -96,7 +137,7 @@ func takeAddress(list []string, a netip.Addr) []string {
 		list = append(list, text, long, strings.ReplaceAll(text, ":", "-"), strings.ReplaceAll(long, ":", "-"))
 		return append(list, strings.Join(strings.Split(string(back), ""), "."))
 	}
-	return list
+	return nil
 }
 
 // process is p without what is redacted of it.
@@ -148,9 +189,12 @@ func (r *Redactor) scrubRest(x *flows.Record) {
 			h.Interface, h.Netns = r.quiet(h.Interface), r.quiet(h.Netns)
 		}
 	}
-	if x.DNS != nil && !r.hashed(RedactDNS) && slices.ContainsFunc(x.DNS.Questions, func(q flows.DNSQuestion) bool { return r.tells(q.Name) }) {
+	asked := func(q flows.DNSQuestion) bool {
+		return r.tells(q.Name) || r.c.Fields[RedactAddress] != Keep && reverseName(q.Name)
+	}
+	if x.DNS != nil && !r.hashed(RedactDNS) && slices.ContainsFunc(x.DNS.Questions, asked) {
 		d := *x.DNS
-		d.Questions = slices.DeleteFunc(slices.Clone(d.Questions), func(q flows.DNSQuestion) bool { return r.tells(q.Name) })
+		d.Questions = slices.DeleteFunc(slices.Clone(d.Questions), asked)
 		x.DNS = &d
 	}
 	for _, p := range [2]**flows.Process{&x.SourceProcess, &x.DestinationProcess} {
@@ -158,6 +202,11 @@ func (r *Redactor) scrubRest(x *flows.Record) {
 			*p = nil
 		}
 	}
+}
+
+// reverseName reports whether a name that was asked for is an address.
+func reverseName(name string) bool {
+	return strings.HasSuffix(name, ".in-addr.arpa") || strings.HasSuffix(name, ".ip6.arpa")
 }
 
 // quiet is text, or nothing if it tells what was taken out.
@@ -208,6 +257,9 @@ func (r *Redactor) redactEnd(e *flows.Entity) *redactedEnd {
 	}
 	if r.c.Fields[RedactProcess] != Keep {
 		out.PID = 0
+	}
+	if r.c.Fields[RedactPod] != Keep || r.c.Fields[RedactNamespace] != Keep {
+		x.taken = takePod(x.taken, e.Namespace, e.Pod)
 	}
 	out.Why = "" // words that name whatever the evidence was
 	switch r.c.Fields[RedactLabel] {
