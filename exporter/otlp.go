@@ -157,6 +157,7 @@ type OTLP struct {
 	stop    chan struct{}              // closed by Close
 	closing atomic.Pointer[time.Timer] // of Close's patience; nil before it
 	once    sync.Once
+	giant   sync.Once // the first record that no request holds is told
 	work    sync.WaitGroup
 }
 

@@ -131,6 +131,31 @@ func TestRetriesBackOffWithJitterUpToTheBound(t *testing.T) {
 	})
 }
 
+// TestARecordThatNoRequestHoldsIsCountedAndTold, and the others are sent.
+func TestARecordThatNoRequestHoldsIsCountedAndTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		s := &webReceiver{}
+		o := s.start(t, OTLPConfig{Log: slog.New(slog.NewTextHandler(&log, nil))})
+		all := records(5)
+		for _, i := range []int{1, 3} {
+			all[i].Hops = []flows.HopCount{{Hop: flows.Hop{Interface: strings.Repeat("x", maxBatchBytes)}}}
+		}
+		export(t, o, all...)
+		if err := closeOTLP(t, o, time.Minute); err != nil {
+			t.Error(err)
+		}
+		a := o.Account()
+		checkBalance(t, a)
+		if a.Acknowledged != 3 || a.Lost["too_large"] != 2 {
+			t.Errorf("got %+v, want 3 acknowledged and 2 lost as too_large", a)
+		}
+		if n := strings.Count(log.String(), "larger than a request may be"); n != 1 || !strings.Contains(log.String(), all[1].Key.String()) {
+			t.Errorf("got %s, want one line, with the flow %s", log.String(), all[1].Key)
+		}
+	})
+}
+
 func TestRejectedPartIsCountedAndNotRetried(t *testing.T) {
 	for name, c := range map[string]struct {
 		partial  *collogs.ExportLogsPartialSuccess
