@@ -150,7 +150,8 @@ type OTLP struct {
 	ledger    flows.Ledger // the latest
 	latencies Latencies    // the latest
 
-	fresh chan struct{} // one token: there is a ledger that the spool has not; nil: it takes none
+	fresh chan struct{} // one token: there is something to tell the spool; nil: there is none
+	part  bool          // it takes a part of the records only, and cannot know which conversations are its
 
 	ctx     context.Context // of every request; ended by Close's deadline
 	cancel  context.CancelFunc
@@ -192,12 +193,10 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 			return nil, err
 		}
 		if o.run = rand.Uint64(); c.Spool.Dir != "" {
-			o.spool = newSpool(c.Spool, o.run, o.logs.log)
+			o.spool, o.part = newSpool(c.Spool, o.run, o.logs.log), c.Filter != nil || c.Sample.on()
+			o.queue.counted, o.fresh = true, make(chan struct{}, 1)
 			o.work.Go(o.sendSpooled)
-			if c.Filter == nil && !c.Sample.on() { // else what was left out would seem to be missing
-				o.fresh = make(chan struct{}, 1)
-				o.work.Go(o.tellSpool)
-			}
+			o.work.Go(o.tellSpool)
 		}
 		o.work.Go(o.encodeLogs)
 	}
@@ -224,10 +223,10 @@ func (o *OTLP) Export(_ context.Context, w flows.Window) error {
 		o.mu.Lock()
 		o.ledger = w.Ledger
 		o.mu.Unlock()
-		select {
-		case o.fresh <- struct{}{}:
-		default:
-		}
+	}
+	select {
+	case o.fresh <- struct{}{}:
+	default:
 	}
 	if w.Latencies != nil {
 		o.mu.Lock()
@@ -242,14 +241,22 @@ func (o *OTLP) tellSpool() {
 	for {
 		select {
 		case <-o.fresh:
-			o.mu.Lock()
-			all := flowsCount(&o.ledger)
-			o.mu.Unlock()
-			o.spool.told(all)
+			o.spool.told(o.held())
 		case <-o.stop:
 			return
 		}
 	}
+}
+
+// held is what the sink has had by now: what the ledger has in flows, or, for want of one
+// and of a sink that takes a part only, what its records have.
+func (o *OTLP) held() flows.Count {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.part || o.ledger.At.IsZero() {
+		return o.queue.count()
+	}
+	return flowsCount(&o.ledger)
 }
 
 // Account says where every record is.
@@ -257,7 +264,8 @@ func (o *OTLP) Account() flows.SinkAccount { return o.queue.snapshot() }
 
 // Close sends what waits and the latest ledger until ctx ends, or until the
 // receiver has answered nothing for OTLPConfig.Finish; what was not acknowledged
-// by then is Lost["shutdown"], which is no error. Closing again does nothing.
+// by then is Lost["shutdown"], which is no error, but for what is in the spool. A disk
+// that hangs is left behind when ctx has ended. Closing again does nothing.
 func (o *OTLP) Close(ctx context.Context) error {
 	var errs []error
 	o.once.Do(func() {
@@ -266,11 +274,15 @@ func (o *OTLP) Close(ctx context.Context) error {
 		stopWaiting := context.AfterFunc(ctx, o.cancel)
 		impatient := time.AfterFunc(o.finish, o.cancel)
 		o.closing.Store(impatient)
-		o.work.Wait()
+		ended := o.ended(ctx)
 		impatient.Stop()
 		stopWaiting()
 		o.cancel()
-		if o.spool != nil {
+		switch {
+		case !ended:
+			o.logs.log.Warn("spool's disk hangs and is left behind", "spool", o.spool.c.Dir)
+			o.queue.abandonUnparked()
+		case o.spool != nil:
 			held, err := o.spool.close()
 			o.lose(held)
 			errs = append(errs, err)
@@ -282,6 +294,34 @@ func (o *OTLP) Close(ctx context.Context) error {
 		}
 	})
 	return errors.Join(errs...)
+}
+
+// hangs is how long after the deadline the workers may take to notice it: only a disk
+// holds them up for longer.
+const hangs = 250 * time.Millisecond
+
+// ended waits for the workers; false: the disk of the spool keeps them beyond ctx.
+func (o *OTLP) ended(ctx context.Context) bool {
+	done := make(chan struct{})
+	go func() {
+		o.work.Wait()
+		close(done)
+	}()
+	if o.spool == nil {
+		<-done
+		return true
+	}
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+		return true
+	case <-time.After(hangs):
+		return false
+	}
 }
 
 // sendMetrics is the worker for the ledger and the histograms: every so often, and once at the end.
@@ -351,7 +391,7 @@ func newOTLPDescs(sink string) otlpDescs {
 		desc("weft_spool_recovered_records_total",
 			"Flow records that an earlier run left in the spool, by what became of them: acknowledged, lost.", "outcome"),
 		desc("weft_spool_missing_packets_total",
-			"Packets at points that runs which were killed had in flows and in no spooled request, since the spool was made."),
+			"Packets at points that runs which were killed had in flows and in no spooled request, since the spool was made; of a sink that gets a part of the records, in those that it took."),
 		desc("weft_otlp_requests_total",
 			"OTLP requests by signal and by what the answer meant: ok, retrying, refused, rejected (in part), too_large.", "signal", "outcome"),
 	}
@@ -369,7 +409,7 @@ func (o *OTLP) Describe(ch chan<- *prometheus.Desc) {
 func (o *OTLP) Collect(ch chan<- prometheus.Metric) {
 	if o.spool != nil {
 		ch <- prometheus.MustNewConstMetric(o.descs.spoolWaiting, prometheus.GaugeValue, float64(o.Spooled()))
-		ch <- prometheus.MustNewConstMetric(o.descs.spoolMissing, prometheus.CounterValue, float64(o.spool.missing().Packets))
+		ch <- prometheus.MustNewConstMetric(o.descs.spoolMissing, prometheus.CounterValue, float64(o.spool.missing()))
 		for i, outcome := range []string{"acknowledged", "lost"} {
 			ch <- prometheus.MustNewConstMetric(o.descs.spoolRecovered, prometheus.CounterValue, float64(o.recovered[i].Load()), outcome)
 		}

@@ -52,6 +52,7 @@ func (o *OTLP) keep(body []byte, records []flows.Record) {
 	for i := range records {
 		count.Add(hopCount(&records[i]))
 	}
+	o.spool.learn(o.held()) // no request is safe before it was had
 	for {
 		ok, kept, lost := o.spool.put(body, n, count)
 		o.lose(lost)

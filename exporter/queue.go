@@ -28,6 +28,8 @@ type queue struct {
 	waiting           []queued
 	parked            uint64 // of account.Waiting: on disk, beyond limit
 	account           flows.SinkAccount
+	counted           bool        // taken is kept; set before the first put
+	taken             flows.Count // of all records that the intake took, at their points
 	closed, abandoned bool
 	ready             chan struct{} // one token: there is something to take, or closed
 }
@@ -56,8 +58,16 @@ func (q *queue) put(records []flows.Record) {
 		return
 	}
 	records, filtered, sampled := q.intake.choose(records)
+	var count flows.Count
+	for i := range records {
+		if !q.counted {
+			break
+		}
+		count.Add(hopCount(&records[i]))
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.taken.Add(count)
 	n := uint64(len(records))
 	q.account.Offered += n + filtered + sampled
 	q.leaveOut(leftFiltered, filtered)
@@ -176,6 +186,13 @@ func (q *queue) park(n int) {
 	q.parked += uint64(n)
 }
 
+// count is what the records that were taken have of their points, if it is counted.
+func (q *queue) count() flows.Count {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.taken
+}
+
 // gathered is the number of records that next can take.
 func (q *queue) gathered() (n uint64) {
 	for _, w := range q.waiting {
@@ -197,10 +214,22 @@ func (q *queue) close() {
 func (q *queue) abandon() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.account.Waiting > 0 {
-		q.account.Lost["shutdown"] += q.account.Waiting
+	q.giveUp(0)
+}
+
+// abandonUnparked is abandon, but that what was parked goes on waiting: the next run has it.
+func (q *queue) abandonUnparked() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.giveUp(min(q.account.Waiting, uint64(max(int64(q.parked), 0)))) //nolint:gosec // less than none: see settleParked
+}
+
+// giveUp counts all but so many records as lost. q.mu is held.
+func (q *queue) giveUp(but uint64) {
+	if lost := q.account.Waiting - but; lost > 0 {
+		q.account.Lost["shutdown"] += lost
 	}
-	q.account.Waiting, q.waiting = 0, nil
+	q.account.Waiting, q.waiting = but, nil
 	q.closed, q.abandoned = true, true
 	q.wake()
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -56,6 +57,7 @@ type spool struct {
 	unread  string // why the oldest could not be read last time
 	untold  string // why the tally could not be written last time
 	tally   spoolTally
+	missed  atomic.Uint64 // packets of tally.Missing
 	closed  bool
 	wake    chan struct{} // one token: something to take, or closed
 }

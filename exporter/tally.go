@@ -18,13 +18,14 @@ import (
 
 // spoolTally is what the folder of a spool says of the run that writes to it, so that the
 // next one can tell what is missing when this one is killed: packets at points that
-// were in flows and in no request on disk. It is a file of some hundred bytes, renamed
+// were in flows and in no request on disk. A sink that gets a part of the records knows
+// nothing of open conversations that will be its: what it misses is of records that it took. It is a file of some hundred bytes, renamed
 // into place with each ledger and each request. Not synced: it is for a killed agent, and
 // a power cut may take a second of it.
 type spoolTally struct {
 	Run     uint64      // of the requests that are in Safe
 	Next    uint64      // number of the first request that is not
-	Flows   flows.Count // drained into conversations, at all points
+	Flows   flows.Count // drained into conversations, at all points; or in records that were taken
 	Safe    flows.Count // of those, in requests that came to the disk
 	Missing flows.Count // of runs before, since the folder was made
 }
@@ -80,8 +81,9 @@ func (s *spool) carry(found []*spooled) error {
 	}
 	lost := less(before.Flows, before.Safe)
 	s.tally.Missing = before.Missing.Plus(lost)
+	s.missed.Store(s.tally.Missing.Packets)
 	if lost.Packets > 0 {
-		s.log.Warn("last run was killed, packets that it had in flows are in no record", "packets", lost.Packets, "bytes", lost.Bytes,
+		s.log.Warn("last run was killed, packets that it had for this sink are in no record", "packets", lost.Packets, "bytes", lost.Bytes,
 			"since_the_spool_was_made", s.tally.Missing.Packets)
 	}
 	return nil
@@ -118,12 +120,22 @@ func listedCount(fields []*common.KeyValue) (c flows.Count) {
 	return c
 }
 
-// told notes what a ledger has in flows.
+// told notes what there is: what a ledger has in flows, or what the records have
+// that were taken.
 func (s *spool) told(all flows.Count) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tally.Flows = all
 	s.keepTally()
+}
+
+// learn is told without a write of its own: the next one has it. It is no less than before.
+func (s *spool) learn(all flows.Count) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if all.Packets > s.tally.Flows.Packets {
+		s.tally.Flows = all
+	}
 }
 
 // keepTally writes the tally. s.mu is held.
@@ -145,9 +157,6 @@ func (s *spool) keepTally() {
 		func() { s.log.Info("spool's tally is written again") })
 }
 
-// missing is what runs that were killed had in flows and in no request.
-func (s *spool) missing() flows.Count {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.tally.Missing
-}
+// missing is how many packets runs that were killed had and in no request. It does not
+// wait for the disk.
+func (s *spool) missing() uint64 { return s.missed.Load() }
