@@ -123,6 +123,9 @@ func (f *File) Export(_ context.Context, w flows.Window) error {
 	return nil
 }
 
+// Stages measures its stages from the first call on.
+func (f *File) Stages() *Stages { return f.queue.Stages() }
+
 // Account says where every record is; acknowledged ones are in the file.
 func (f *File) Account() flows.SinkAccount { return f.queue.snapshot() }
 

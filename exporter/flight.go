@@ -203,6 +203,9 @@ func (f *Flight) Export(_ context.Context, w flows.Window) error {
 	return nil
 }
 
+// Stages measures its stages from the first call on.
+func (f *Flight) Stages() *Stages { return f.queue.Stages() }
+
 // Account says where every record is; acknowledged ones the service has.
 func (f *Flight) Account() flows.SinkAccount { return f.queue.snapshot() }
 

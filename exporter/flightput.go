@@ -29,6 +29,7 @@ const (
 type putBatch struct {
 	id      string
 	records []flows.Record
+	sent    time.Time // the last time
 }
 
 // putStream is one DoPut.
@@ -89,7 +90,7 @@ func (f *Flight) gather() {
 		if len(f.rest) < f.rows && !closed && time.Since(f.gathered) < f.c.Flush {
 			return
 		}
-		f.unsent = append(f.unsent, &putBatch{batchID(f.next, f.run), f.rest})
+		f.unsent = append(f.unsent, &putBatch{id: batchID(f.next, f.run), records: f.rest})
 		f.next++
 		f.rest, f.gathered = nil, time.Time{}
 	}
@@ -140,8 +141,10 @@ func (f *Flight) deadline() (d time.Duration, ok bool) {
 
 // send writes a batch on the stream, or on a new one; false: it has to wait.
 func (f *Flight) send(b *putBatch) bool {
+	began := time.Now()
 	n := f.columns.Append(b.records)
 	defer f.columns.Reset()
+	f.queue.stages.Load().Done(StageEncode, began, 0)
 	if n < len(b.records) { // of very many hops
 		f.split(b, n)
 	}
@@ -167,13 +170,14 @@ func (f *Flight) send(b *putBatch) bool {
 	if len(s.unacked) == 0 {
 		s.since = time.Now()
 	}
+	b.sent = time.Now()
 	s.unacked, f.unsent = append(s.unacked, b), f.unsent[1:]
 	return true
 }
 
 // split makes two of the first of unsent.
 func (f *Flight) split(b *putBatch, n int) {
-	rest := &putBatch{b.id + ".1", b.records[n:]}
+	rest := &putBatch{id: b.id + ".1", records: b.records[n:]}
 	b.id, b.records = b.id+".0", b.records[:n]
 	f.unsent = append([]*putBatch{b, rest}, f.unsent[1:]...)
 }
@@ -255,6 +259,7 @@ func (f *Flight) acknowledged(id string) {
 		return
 	}
 	f.queue.settle(len(s.unacked[i].records), 0, "")
+	f.queue.stages.Load().Done(StageSend, s.unacked[i].sent, 0)
 	s.unacked, s.since = slices.Delete(s.unacked, i, i+1), time.Now()
 	f.well()
 }
@@ -270,6 +275,7 @@ func (f *Flight) ended(err error) {
 		return
 	}
 	for _, b := range s.unacked {
+		f.queue.stages.Load().Done(StageSend, b.sent, 0)
 		f.queue.settle(len(b.records), 0, "")
 	}
 	s.unacked = nil
@@ -371,7 +377,7 @@ func (f *Flight) shrink() {
 		}
 		i := 0
 		for part := range slices.Chunk(b.records, f.rows) {
-			all = append(all, &putBatch{fmt.Sprintf("%s.%d", b.id, i), part})
+			all = append(all, &putBatch{id: fmt.Sprintf("%s.%d", b.id, i), records: part})
 			i++
 		}
 	}

@@ -106,8 +106,10 @@ func writeLines(q *queue, lines appendLines, linger time.Duration, log *slog.Log
 			return
 		}
 		for len(records) > 0 {
+			began := time.Now()
 			b, n, err := lines(text[:0], records)
 			text = b
+			q.stages.Load().Done(StageEncode, began, len(b))
 			switch {
 			case err != nil:
 				log.Error("records cannot be written as JSON", "records", len(records), "err", err)
@@ -117,7 +119,9 @@ func writeLines(q *queue, lines appendLines, linger time.Duration, log *slog.Log
 				n = 1
 				q.settle(0, 1, "too_large")
 			default:
+				began = time.Now()
 				write(text, n)
+				q.stages.Load().Done(StageWrite, began, len(text))
 			}
 			records = records[n:]
 		}

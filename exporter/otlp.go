@@ -189,7 +189,7 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 	o.logEncoder.CommunityID = c.CommunityID
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	if logs.endpoint != "" {
-		if o.logs, err = newLink("logs", logs, c); err != nil {
+		if o.logs, err = newLink("logs", logs, c, &o.queue.stages); err != nil {
 			return nil, err
 		}
 		if o.run = rand.Uint64(); c.Spool.Dir != "" {
@@ -201,7 +201,7 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 		o.work.Go(o.encodeLogs)
 	}
 	if metrics.endpoint != "" {
-		if o.metrics, err = newLink("metrics", metrics, c); err != nil {
+		if o.metrics, err = newLink("metrics", metrics, c, &o.queue.stages); err != nil {
 			return nil, errors.Join(err, o.Close(context.Background()))
 		}
 		every := cmp.Or(c.Metrics, 10*time.Second)
@@ -258,6 +258,9 @@ func (o *OTLP) held() flows.Count {
 	}
 	return flowsCount(&o.ledger)
 }
+
+// Stages measures its stages from the first call on.
+func (o *OTLP) Stages() *Stages { return o.queue.Stages() }
 
 // Account says where every record is.
 func (o *OTLP) Account() flows.SinkAccount { return o.queue.snapshot() }

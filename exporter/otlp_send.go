@@ -11,6 +11,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -47,7 +48,8 @@ type link struct {
 	transport transport
 	log       *slog.Logger
 	key       func(string) string // what a key of the sink is called
-	limit     int                 // bytes of a body that the receiver is known not to take more of; 0: none known. The worker's
+	stages    *atomic.Pointer[Stages]
+	limit     int // bytes of a body that the receiver is known not to take more of; 0: none known. The worker's
 
 	mu       sync.Mutex
 	state    string    // what the last answer meant: see the constants
@@ -70,8 +72,9 @@ const (
 // dialer replaces the network in tests; nil: the network.
 type dialer func(ctx context.Context, address string) (net.Conn, error)
 
-func newLink(signal string, t target, c OTLPConfig) (*link, error) {
+func newLink(signal string, t target, c OTLPConfig, stages *atomic.Pointer[Stages]) (*link, error) {
 	l := &link{
+		stages: stages,
 		signal: signal, target: t, key: c.key, state: stateIdle, requests: map[string]uint64{},
 		log: logger(c.Log).With("sink", cmp.Or(c.Name, "otlp"), "signal", signal, "endpoint", t.endpoint),
 	}
@@ -96,7 +99,12 @@ func (l *link) once(ctx context.Context, body []byte) answer {
 	l.begin()
 	limited, cancel := context.WithTimeout(ctx, l.target.timeout)
 	defer cancel()
+	began, stage := time.Now(), StageSend
+	if l.signal == "metrics" {
+		stage = StageMetrics
+	}
 	a := l.transport.send(limited, body)
+	l.stages.Load().Done(stage, began, len(body))
 	if ctx.Err() != nil && a.state == stateRetry {
 		return answer{state: stateRetry}
 	}

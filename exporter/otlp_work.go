@@ -26,8 +26,10 @@ func (o *OTLP) encodeLogs() {
 				o.logEncoder.Batch(batchID(o.batches, o.run))
 				o.batches++
 			}
-			body, n := o.logEncoder.Append(o.body[:0], records, time.Now())
+			began := time.Now()
+			body, n := o.logEncoder.Append(o.body[:0], records, began)
 			o.body = body
+			o.queue.stages.Load().Done(StageEncode, began, len(body))
 			switch {
 			case n == 0:
 				n = 1
@@ -54,7 +56,9 @@ func (o *OTLP) keep(body []byte, records []flows.Record) {
 	}
 	o.spool.learn(o.held()) // no request is safe before it was had
 	for {
+		began := time.Now()
 		ok, kept, lost := o.spool.put(body, n, count)
+		o.queue.stages.Load().Done(StageSpool, began, 0)
 		o.lose(lost)
 		if kept {
 			o.queue.park(n)
@@ -77,7 +81,11 @@ const spoolAgain = time.Second
 // sendSpooled is the worker that sends what waits in the spool, the oldest first.
 func (o *OTLP) sendSpooled() {
 	for {
+		began := time.Now()
 		e, body, lost, closed := o.spool.take()
+		if e != nil {
+			o.queue.stages.Load().Done(StageUnspool, began, len(body))
+		}
 		o.lose(lost)
 		switch {
 		case e != nil && (o.ctx.Err() != nil || !o.sendBatch(batch{body: body, records: e.records, from: e})):

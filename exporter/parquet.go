@@ -124,6 +124,9 @@ func (p *Parquet) Export(_ context.Context, w flows.Window) error {
 	return nil
 }
 
+// Stages measures its stages from the first call on.
+func (p *Parquet) Stages() *Stages { return p.queue.Stages() }
+
 // Account says where every record is; acknowledged ones are in finished files.
 func (p *Parquet) Account() flows.SinkAccount { return p.queue.snapshot() }
 
@@ -193,7 +196,9 @@ func (p *Parquet) add(records []flows.Record) {
 		if p.begun.IsZero() {
 			p.begun = time.Now()
 		}
+		began := time.Now()
 		n := p.columns.Append(records)
+		p.queue.stages.Load().Done(StageEncode, began, 0)
 		p.pending += n
 		if records = records[n:]; len(records) == 0 && p.columns.Len() < p.columns.c.Rows {
 			break
@@ -219,9 +224,11 @@ func (p *Parquet) flush() error {
 		p.file = cmp.Or(p.file, newParquetFile(p.columns, parquetCodecs[p.c.Compression]()))
 		p.file.reset(writerFunc(p.write))
 	}
+	began := time.Now()
 	if err := p.file.write(p.columns); err != nil {
 		return err
 	}
+	p.queue.stages.Load().Done(StageWrite, began, 0)
 	p.queue.park(p.pending)
 	p.rows, p.pending = p.rows+p.pending, 0
 	p.columns.Reset()

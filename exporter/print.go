@@ -111,6 +111,9 @@ func (p *Print) Export(_ context.Context, w flows.Window) error {
 	return nil
 }
 
+// Stages measures its stages from the first call on.
+func (p *Print) Stages() *Stages { return p.queue.Stages() }
+
 // Account says where every record is; acknowledged ones were written.
 func (p *Print) Account() flows.SinkAccount { return p.queue.snapshot() }
 

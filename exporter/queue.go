@@ -5,6 +5,7 @@ package exporter
 import (
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"weft/flows"
@@ -31,6 +32,7 @@ type queue struct {
 	counted           bool        // taken is kept; set before the first put
 	taken             flows.Count // of all records that the intake took, at their points
 	closed, abandoned bool
+	stages            atomic.Pointer[Stages]
 	ready             chan struct{} // one token: there is something to take, or closed
 }
 
@@ -49,6 +51,12 @@ func newQueue(name string, limit int) *queue {
 		account: flows.SinkAccount{Name: name, Lost: map[string]uint64{}},
 		ready:   make(chan struct{}, 1),
 	}
+}
+
+// Stages measures the sink's stages from the first call on.
+func (q *queue) Stages() *Stages {
+	q.stages.CompareAndSwap(nil, NewStages(q.account.Name))
+	return q.stages.Load()
 }
 
 // put queues the records that the intake takes, or counts them lost: "queue_full", or
@@ -144,6 +152,9 @@ func (q *queue) poll(most int) (records []flows.Record, closed bool) {
 
 // take copies records, so that the worker may write to its own.
 func (q *queue) take(most int) (records []flows.Record) {
+	if len(q.waiting) > 0 {
+		q.stages.Load().Done(StageQueue, q.waiting[0].since, 0)
+	}
 	for len(q.waiting) > 0 && len(records) < most {
 		front := &q.waiting[0]
 		n := min(len(front.records), most-len(records))

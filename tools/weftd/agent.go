@@ -41,6 +41,7 @@ type agent struct {
 	store   *exporter.Store
 	outlets []outlet          // of exporter.otlp, if it has an endpoint, and of exporter.sinks
 	printer *exporter.Print   // nil: no -print
+	stages  *exporter.Stages  // of the agent itself; nil: no /metrics
 	traffic *exporter.Traffic // nil: exporter.prometheus.pairs is 0
 	drops   *exporter.Drops   // nil: not traced
 	dns     *exporter.DNS     // nil: not read
@@ -156,13 +157,18 @@ func (a *agent) work(ctx context.Context) error {
 		source <- caught("data plane", func() error { return a.plane.Load().Run(ctx, batches) })
 	}()
 	err := caught("drain", func() error {
+		var folded time.Duration // in this drain
 		for b := range batches {
 			if a.drops != nil && b.Final {
 				a.drops.Add(b.Drops, b.Seen)
 			}
+			began := time.Now()
 			w, done := a.table.Fold(b)
+			folded += time.Since(began)
 			a.watch(&b)
 			if done {
+				a.stages.Took(exporter.StageFold, folded, 0)
+				folded = 0
 				if a.dns != nil {
 					a.dns.Set(w.DNS)
 				}
@@ -196,11 +202,15 @@ func (a *agent) watch(b *flows.Batch) {
 // deliver hands w to every sink: first its records, then its histograms and the
 // ledger in which the accounts of all sinks have them.
 func (a *agent) deliver(w flows.Window) {
+	began := time.Now()
 	a.name(w.Records)
+	a.stages.Done(exporter.StageName, began, 0)
 	if a.traffic != nil {
 		a.traffic.Add(w.Records, w.End)
 	}
+	began = time.Now()
 	a.export(flows.Window{End: w.End, Records: w.Records})
+	a.stages.Done(exporter.StageOffer, began, 0)
 	for _, s := range a.accounted() {
 		w.Ledger.Sinks = append(w.Ledger.Sinks, s.Account())
 	}

@@ -3,6 +3,8 @@
 package main
 
 import (
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"weft/exporter"
@@ -14,7 +16,8 @@ func (a *agent) listenHTTP() (err error) {
 	if a.cfg.HTTP == "" {
 		return nil
 	}
-	extra := []prometheus.Collector{newAgentCollector(a)}
+	a.stages = exporter.NewStages("")
+	extra := []prometheus.Collector{newAgentCollector(a), a.stages}
 	if a.cfg.Pairs > 0 {
 		a.traffic = exporter.NewTraffic(a.cfg.Pairs)
 		extra = append(extra, a.traffic)
@@ -30,6 +33,9 @@ func (a *agent) listenHTTP() (err error) {
 	for _, o := range a.outlets {
 		if c, ok := o.(prometheus.Collector); ok {
 			extra = append(extra, c)
+		}
+		if s, ok := o.(interface{ Stages() *exporter.Stages }); ok && !slices.Contains(a.routed, flows.Sink(o)) { // tenants may be thousands
+			extra = append(extra, s.Stages())
 		}
 	}
 	a.web, err = exporter.ListenHTTP(exporter.WebOptions{

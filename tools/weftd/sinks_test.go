@@ -307,6 +307,72 @@ func TestHangingSinkHoldsUpNeitherTheDrainNorAnother(t *testing.T) {
 	}
 }
 
+// TestEveryStageIsMeasured, of each sink, in /metrics; what was encoded is what
+// was sent. Tenants, which may be thousands, have no such series.
+func TestEveryStageIsMeasured(t *testing.T) {
+	all, one := newReceiver(t), newReceiver(t)
+	dir := t.TempDir()
+	a := sinkAgent(t, `listen: {http: "127.0.0.1:0"}
+exporter:
+  sinks:
+    siem: {otlp: {endpoint: "`+all.URL+`", protocol: http/protobuf, flush: 10ms, spool: {dir: `+dir+`/spool}}}
+    disk: {file: {path: `+dir+`/flows.jsonl, flush: 10ms}}
+    lake: {parquet: {dir: `+dir+`/lake, age: 1s}}
+    them: {tenants: {one: {otlp: {endpoint: "`+one.URL+`", protocol: http/protobuf, flush: 10ms}, filter: from-ip 10.0.0.0/8}}}
+`)
+	if err := a.listenHTTP(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := a.web.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	a.offer(600)
+	var text string
+	count := func(name, sink, stage string) (n float64) {
+		_, rest, found := strings.Cut(text, fmt.Sprintf("\nweft_stage_%s{sink=%q,stage=%q} ", name, sink, stage))
+		if _, err := fmt.Sscan(rest, &n); found && err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	eventually(t, func() error {
+		answer, err := http.Get("http://" + a.web.Addr() + "/metrics")
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		page, err := io.ReadAll(answer.Body)
+		if err != nil {
+			return err
+		}
+		text = string(page)
+		for sink, stages := range map[string][]exporter.Stage{
+			"":     {exporter.StageName, exporter.StageOffer},
+			"siem": {exporter.StageQueue, exporter.StageEncode, exporter.StageSpool, exporter.StageUnspool, exporter.StageSend},
+			"disk": {exporter.StageQueue, exporter.StageEncode, exporter.StageWrite},
+			"lake": {exporter.StageQueue, exporter.StageEncode, exporter.StageWrite},
+		} {
+			for _, stage := range stages {
+				if count("duration_seconds_count", sink, string(stage)) == 0 {
+					return fmt.Errorf("stage %q of sink %q was never", stage, sink)
+				}
+			}
+		}
+		return nil
+	})
+	if e, u, s := count("bytes_total", "siem", "encode"), count("bytes_total", "siem", "unspool"), count("bytes_total", "siem", "send"); e < 600*50 || u != e || s != e {
+		t.Errorf("got %v bytes encoded, %v from the spool, %v sent: want as many", e, u, s)
+	}
+	if e, w := count("bytes_total", "disk", "encode"), count("bytes_total", "disk", "write"); e < 600*50 || w != e {
+		t.Errorf("got %v bytes encoded, %v written: want as many", e, w)
+	}
+	if strings.Contains(text, `sink="them/one",stage=`) {
+		t.Error("a tenant has series of stages, want none")
+	}
+}
+
 func TestSinkTakesWhatItsFilterAndItsRateSay(t *testing.T) {
 	some, few := newReceiver(t), newReceiver(t)
 	a := sinkAgent(t, `exporter:
