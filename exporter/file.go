@@ -52,6 +52,8 @@ func (c FileConfig) Check() error {
 	var errs []error
 	if !filepath.IsAbs(c.Path) {
 		errs = append(errs, fmt.Errorf("path=%q: want the whole path of a file, such as /var/log/weft/flows.jsonl", c.Path))
+	} else if filepath.Clean(c.Path) != c.Path {
+		errs = append(errs, fmt.Errorf("path=%q: want the path of a file, as %s is", c.Path, filepath.Clean(c.Path)))
 	}
 	if c.Format != "" {
 		if _, err := ParseLineFormat(string(c.Format)); err != nil {
@@ -62,6 +64,13 @@ func (c FileConfig) Check() error {
 		errs = append(errs, fmt.Errorf("compression=%q: want zstd, gzip or none", c.Compression))
 	}
 	return errors.Join(errs...)
+}
+
+// Renames reports whether a file of this sink's may be renamed to path, and so packed or
+// removed there.
+func (c FileConfig) Renames(path string) bool {
+	_, ok := c.old(filepath.Base(path))
+	return ok && filepath.Dir(path) == filepath.Dir(c.Path)
 }
 
 // File is a sink that writes records as lines of JSON into a file, which it renames

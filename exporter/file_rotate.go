@@ -155,7 +155,7 @@ func (r *rotated) open() (err error) {
 		}
 	}()
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("lock %s: another process writes it: %w", r.c.Path, err)
+		return fmt.Errorf("lock %s: another process or sink writes it: %w", r.c.Path, err)
 	}
 	now, err := file.Stat()
 	if err != nil {
@@ -251,26 +251,34 @@ func (r *rotated) old() ([]oldFile, error) {
 	}
 	var all []oldFile
 	for _, e := range entries {
-		middle, ok := strings.CutPrefix(e.Name(), filepath.Base(r.stem)+".")
-		if !ok || !e.Type().IsRegular() {
-			continue
-		}
-		f := oldFile{path: filepath.Join(dir, e.Name())}
-		middle, f.part = strings.CutSuffix(middle, ".part")
-		for _, c := range compressors {
-			if plain, ok := strings.CutSuffix(middle, c.ext); ok {
-				middle, f.packed = plain, true
-			}
-		}
-		if middle, ok = strings.CutSuffix(middle, r.ext); !ok || len(middle) < 6 {
-			continue
-		}
-		if f.number, err = strconv.Atoi(middle); err == nil && f.number > 0 {
+		if f, ok := r.c.old(e.Name()); ok && e.Type().IsRegular() {
 			all = append(all, f)
 		}
 	}
 	slices.SortFunc(all, func(a, b oldFile) int { return a.number - b.number })
 	return all, nil
+}
+
+// old is the renamed file with a name; false: that is another's.
+func (c FileConfig) old(name string) (f oldFile, ok bool) {
+	ext := filepath.Ext(c.Path)
+	middle, ok := strings.CutPrefix(name, strings.TrimSuffix(filepath.Base(c.Path), ext)+".")
+	if !ok {
+		return f, false
+	}
+	f.path = filepath.Join(filepath.Dir(c.Path), name)
+	middle, f.part = strings.CutSuffix(middle, ".part")
+	for _, c := range compressors {
+		if plain, ok := strings.CutSuffix(middle, c.ext); ok {
+			middle, f.packed = plain, true
+		}
+	}
+	if middle, ok = strings.CutSuffix(middle, ext); !ok || len(middle) < 6 {
+		return f, false
+	}
+	var err error
+	f.number, err = strconv.Atoi(middle)
+	return f, err == nil && f.number > 0
 }
 
 // tidyUp removes those that are too many and compresses the others.

@@ -58,7 +58,8 @@ type FlightConfig struct {
 // Check is every mistake of c; each begins with the name of its key.
 func (c FlightConfig) Check() error {
 	_, _, err := c.target(nil)
-	errs := []error{err}
+	_, bad := checkHeaders("headers", c.Headers)
+	errs := []error{err, bad}
 	if c.Flush < 0 {
 		errs = append(errs, fmt.Errorf("flush=%s: is negative; leave it out for 1s", c.Flush))
 	}
@@ -73,6 +74,9 @@ func (c FlightConfig) target(log *slog.Logger) (dial string, creds credentials.T
 	u, err := url.Parse(c.Endpoint)
 	if err != nil || c.Endpoint == "" {
 		return "", nil, fmt.Errorf("endpoint=%s: is no address; write for instance grpc+tls://collector:8815", c.Endpoint)
+	}
+	if u.User != nil {
+		return "", nil, errors.New("endpoint: put user and password into the headers, as authorization: Basic with both in base64") // which shows neither
 	}
 	if u.Scheme == "grpc+unix" {
 		if u.Path == "" || u.Host != "" {

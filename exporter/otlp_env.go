@@ -270,6 +270,11 @@ func (c OTLPConfig) headers(s settings) (metadata.MD, error) {
 		}
 		name = list.name
 	}
+	return checkHeaders(name, pairs)
+}
+
+// checkHeaders is headers as gRPC wants them; name is where they were given.
+func checkHeaders(name string, pairs map[string]string) (metadata.MD, error) {
 	md := metadata.MD{}
 	var errs []error
 	for _, key := range slices.Sorted(maps.Keys(pairs)) {

@@ -54,7 +54,7 @@ func (d *parquetFolder) open() error {
 		return err
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return errors.Join(fmt.Errorf("another process writes to the folder: %w", err), lock.Close())
+		return errors.Join(fmt.Errorf("another process or sink writes to the folder: %w", err), lock.Close())
 	}
 	if err := d.recover(); err != nil {
 		return errors.Join(err, lock.Close())

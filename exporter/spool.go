@@ -103,7 +103,7 @@ func (s *spool) open() error {
 		return err
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return errors.Join(fmt.Errorf("another process has the spool: %w", err), lock.Close())
+		return errors.Join(fmt.Errorf("another process or sink has the spool: %w", err), lock.Close())
 	}
 	found, err := s.scan()
 	if err != nil {

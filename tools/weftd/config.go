@@ -4,7 +4,6 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -149,16 +148,19 @@ func (c *Config) given(key string) bool {
 	return ok
 }
 
-// flatten is the errors that err joins; none when it is nil.
-func flatten(err error) []error {
-	var many interface{ Unwrap() []error }
+// flatten is the errors that err joins, and those that they join; none when it is nil.
+func flatten(err error) (all []error) {
+	many, ok := err.(interface{ Unwrap() []error }) // a joined one itself, not what wraps one
 	switch {
 	case err == nil:
 		return nil
-	case errors.As(err, &many):
-		return many.Unwrap()
+	case !ok:
+		return []error{err}
 	}
-	return []error{err}
+	for _, err := range many.Unwrap() {
+		all = append(all, flatten(err)...)
+	}
+	return all
 }
 
 // forScreen shortens what was not configured, so that a person who looks at

@@ -168,7 +168,9 @@ func word[T comparable](name string, f func(*Config) *T, choices ...choice[T]) k
 				*f(c) = ch.is
 				return nil
 			}
-			names = append(names, ch.word)
+			if ch.word != "" {
+				names = append(names, ch.word)
+			}
 		}
 		return fmt.Errorf("%q is not one of %s", s, strings.Join(names, ", "))
 	}}

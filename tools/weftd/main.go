@@ -56,7 +56,7 @@ func parseFlags(args []string, stderr io.Writer) (options, error) {
 	fs := flag.NewFlagSet("weftd", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.StringVar(&f.config, "config", "", "read settings from `FILE` (YAML; deploy/weft.yaml lists every key)")
-	fs.BoolFunc("check", "load, attach, detach, and report what works here and what does not; exit 0 or 1", boolean(&f.check))
+	fs.BoolFunc("check", "load, attach, detach, and report what works here and what does not; exit 0, 1, or 2 for what the configuration has wrong", boolean(&f.check))
 	fs.BoolFunc("print", "write flows to standard output as they end; flows show within about two seconds unless time-outs are configured", boolean(&f.print))
 	fs.BoolFunc("version", "print the version", boolean(&f.version))
 	fs.Usage = func() {

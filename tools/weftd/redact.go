@@ -37,6 +37,15 @@ func (s *sinkConfig) settleRedact(c *Config) (err error) {
 			s.redact.Fields[f] = s.names
 		}
 	}
+	truncated := s.redact.Fields[exporter.RedactAddress] == exporter.Truncate
+	for _, name := range []string{"ipv4", "ipv6"} {
+		if c.given(prefix+name) && !truncated && (!c.given(prefix+"address") || s.redact.Fields[exporter.RedactAddress] != exporter.Keep) {
+			return fmt.Errorf("%s%s: addresses are not truncated; write address: truncate, or take it out", prefix, name)
+		}
+	}
+	if s.redact.Key != "" && !s.redact.On() {
+		return fmt.Errorf("%skey: nothing is redacted; write what, such as address: hash, or take it out", prefix)
+	}
 	if s.intake.Redact, err = exporter.NewRedactor(s.redact); err != nil {
 		return fmt.Errorf("%skey: %w", prefix, err)
 	}

@@ -99,9 +99,7 @@ func derivedKey(prefix string, to *bool) key {
 func below(prefix string, err error) error {
 	var all []error
 	for _, err := range flatten(err) {
-		for _, err := range flatten(err) {
-			all = append(all, fmt.Errorf("%s%w", prefix, err))
-		}
+		all = append(all, fmt.Errorf("%s%w", prefix, err))
 	}
 	return errors.Join(all...)
 }

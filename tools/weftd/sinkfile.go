@@ -30,14 +30,16 @@ var fileKind = sinkKind{
 			number(prefix+"queue", func(*Config) *int { return &f.Queue }, 1, 1<<24),
 		}
 	},
-	check: func(_ *Config, s *sinkConfig) error {
+	check: func(c *Config, s *sinkConfig) error {
+		for _, other := range c.allSinks() {
+			if other.kind != nil && other.kind.name == "file" && other.file.Renames(s.file.Path) {
+				return fmt.Errorf("%spath: %s is a name that files of %s are renamed to, so it would be packed or removed there; write another", s.prefix(), s.file.Path, other.key)
+			}
+		}
 		if s.file.Path == "" {
 			return fmt.Errorf("%spath: missing; write the file's, such as /var/log/weft/flows.jsonl", s.prefix())
 		}
-		if err := s.file.Check(); err != nil { // of the path: its keys check the rest
-			return fmt.Errorf("%s%w", s.prefix(), err)
-		}
-		return nil
+		return below(s.prefix(), s.file.Check())
 	},
 	target: func(s *sinkConfig) string { return "file " + s.file.Path },
 	open: func(s *sinkConfig, log *slog.Logger) (outlet, error) {

@@ -74,6 +74,15 @@ func TestSinkMistakesNameKeyLineAndMend(t *testing.T) {
 		"shared folder":  {"exporter:\n  sinks:\n    a: {parquet: {dir: /s}}\n    b: {parquet: {dir: /s/}}", ":4: exporter.sinks.b.parquet.dir: /s is that of exporter.sinks.a.parquet.dir"},
 		"no service":     {"exporter:\n  sinks:\n    a: {flight: {path: t}}", ":3: exporter.sinks.a.flight.endpoint=: is no address; write for instance grpc+tls://"},
 		"plain with ca":  {"exporter:\n  sinks:\n    a:\n      flight:\n        endpoint: grpc://h:1\n        ca: /c.pem", ":5: exporter.sinks.a.flight.endpoint=grpc://h:1: has no TLS"},
+		"second mistake": {"exporter:\n  sinks:\n    a: {file: {path: /a}}\n    b:\n      flight:\n        endpoint: grpc://h:1\n        compression: rar", ":7: exporter.sinks.b.flight.compression=rar: is not one of none, zstd"},
+		"flight header":  {"exporter:\n  sinks:\n    a:\n      flight:\n        endpoint: grpc://h:1\n        headers: {a b: c}", `:6: exporter.sinks.a.flight.headers: header name "a b": want only letters`},
+		"flight secret":  {"exporter:\n  sinks:\n    a:\n      flight:\n        endpoint: grpc://user:secret@h:1", ":5: exporter.sinks.a.flight.endpoint: put user and password into the headers"},
+		"idle prefix":    {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      redact: {ipv4: 24}", ":5: exporter.sinks.a.redact.ipv4: addresses are not truncated; write address: truncate"},
+		"idle key":       {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1'}\n      redact: {key: /k}", ":5: exporter.sinks.a.redact.key: nothing is redacted; write what"},
+		"folder as file": {"exporter:\n  sinks:\n    a:\n      file: {path: /a/}", `:4: exporter.sinks.a.file.path="/a/": want the path of a file`},
+		"renamed file":   {"exporter:\n  sinks:\n    a: {file: {path: /d/f.jsonl}}\n    b: {file: {path: /d/f.000007.jsonl}}", ":4: exporter.sinks.b.file.path: /d/f.000007.jsonl is a name that files of exporter.sinks.a are renamed to"},
+		"packed file":    {"exporter:\n  sinks:\n    a: {file: {path: /d/f.jsonl}}\n    b: {file: {path: /d/f.000007.jsonl.gz}}", ":4: exporter.sinks.b.file.path: /d/f.000007.jsonl.gz is a name"},
+		"no temporality": {"exporter:\n  sinks:\n    a:\n      otlp: {endpoint: 'http://a:1', temporality: x}", `:4: exporter.sinks.a.otlp.temporality: "x" is not one of cumulative, delta, lowmemory`},
 		"anchor is fine": {"exporter:\n  sinks:\n    a: {otlp: &x {endpoint: 'http://a:1'}}\n    b: {otlp: *x}", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
