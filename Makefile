@@ -49,9 +49,9 @@ test: ## every test that needs no other kernel; one package at a time, since the
 test-otlp: ## the export against a real OpenTelemetry receiver in the tests' process (a module of its own)
 	cd exporter/receivertest && $(GO) test -count=1 $(EXEC) ./...
 
-test-receivers: ## what weftd sends, as the Collector, Prometheus and VictoriaMetrics have it; builds them from the module proxy first (20 min, once)
+test-receivers: ## what weftd sends, as the Collector, Prometheus, VictoriaMetrics and DuckDB have it; builds them from the module proxy first (20 min, once; needs node and npm)
 	tools/receivers/build.sh $(CACHE)/receivers
-	$(GO) test -count=1 -tags receivers -run 'HasWhat|FilesHave' -exec "$(SUDO) env RECEIVERS=$(CACHE)/receivers PATH=$(PATH) HOME=$(HOME)" ./tools/weftd
+	$(GO) test -count=1 -tags receivers -run 'HasWhat|FilesHave|DuckDB' -exec "$(SUDO) env RECEIVERS=$(CACHE)/receivers PATH=$(PATH) HOME=$(HOME)" ./tools/weftd
 	cd exporter/receivertest && $(GO) test -count=1 -v -timeout 30m -run KilledAgentsSay -exec "$(SUDO) env CHAOS_LIVES=200 PATH=$(PATH) HOME=$(HOME)" .
 
 test-runtimes: ## topology and names against real gVisor, containerd and Podman (WEFT_TESTBED=the folder with their programs; needs runc and podman)

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Builds the receivers that `make test-receivers` sends to, from the Go module proxy, into the given
-# folder: otelcol, prometheus, victoria-metrics. What is there already is left alone. A quarter of an
+# folder: otelcol, prometheus, victoria-metrics; and puts DuckDB there, which reads files, from npm
+# (needs node and npm). What is there already is left alone. A quarter of an
 # hour on two cores the first time, a gigabyte of Go's caches.
 set -euo pipefail
 
 collector=v0.160.0 # the newest whose fileexporter builds from the proxy; collector.yaml has it too
 prometheus=v0.316.0
 victoria=v1.150.0 # the newest that the proxy has whole
+
+duckdb=1.5.6-r.1
 
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -eq 1 ] || { echo "usage: $0 FOLDER" >&2; exit 2; }
@@ -36,6 +39,12 @@ if [ ! -x "$to/otelcol-$collector" ]; then
 	mapfile -t modules < <(sed -n 's/.*gomod: \(.*\) \(v.*\)/\1@\2/p' "$here/collector.yaml")
 	(cd "$work/otelcol" && go mod init weft.test/otelcol && go get "go.opentelemetry.io/collector/otelcol@$collector" "${modules[@]}" &&
 		GOFLAGS=-mod=mod go build -o "$to/otelcol-$collector" .)
+fi
+
+if [ ! -e "$to/duckdb/$duckdb" ]; then
+	rm -rf "$to/duckdb"
+	npm install --prefix "$to/duckdb" --no-audit --no-fund --silent "@duckdb/node-api@$duckdb"
+	touch "$to/duckdb/$duckdb"
 fi
 
 for name in "otelcol-$collector" "prometheus-$prometheus" "victoria-metrics-$victoria"; do

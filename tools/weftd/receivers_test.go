@@ -570,3 +570,81 @@ func sorted(records []map[string]any) (lines []string) {
 	slices.Sort(lines)
 	return lines
 }
+
+// TestDuckDBReadsEveryRecord: of the Parquet files, as flowctl shows them.
+func TestDuckDBReadsEveryRecord(t *testing.T) {
+	h := newHouse(t)
+	dir := filepath.Join(h.dir, "lake")
+	rx0, tx0 := h.counters(t)
+	w := h.start(t, quick+"exporter: {sinks: {lake: {parquet: {dir: "+dir+", age: 1s}}}}\n")
+	h.traffic(t)
+	h.eventually(t, "nothing is open", func() error {
+		l, _ := h.ledger(t)
+		if rx, tx := h.counters(t); l.packets() != rx-rx0+tx-tx0 || l.Records.Made == 0 || !l.Balanced || l.open() > 0 {
+			return fmt.Errorf("%+v, want the %d packets of the device, none of them open", l, rx-rx0+tx-tx0)
+		}
+		return nil
+	})
+	want := h.shown(t)
+	l, _ := h.ledger(t)
+	w.signal(t, syscall.SIGTERM)
+	if code := w.wait(t); code != exitFine {
+		t.Errorf("SIGTERM: got exit code %d, want 0", code)
+	}
+	from := fmt.Sprintf("from read_parquet('%s/*.parquet')", dir)
+	var got []map[string]any
+	for _, r := range duck(t, `select "source.address", "source.port", "destination.address", "destination.port", "network.transport",
+		"weft.flow.packets", "weft.flow.bytes", "weft.flow.reverse.packets", "weft.flow.reverse.bytes" `+from) {
+		got = append(got, r)
+	}
+	for _, r := range want {
+		for name := range r {
+			if len(got) > 0 {
+				if _, ok := got[0][name]; !ok {
+					delete(r, name)
+				}
+			}
+		}
+	}
+	text := func(all []map[string]any) (lines []string) {
+		for _, r := range all {
+			line := ""
+			for _, name := range slices.Sorted(maps.Keys(r)) {
+				if r[name] != nil {
+					line += fmt.Sprint(name, "=", r[name], " ")
+				}
+			}
+			lines = append(lines, line)
+		}
+		slices.Sort(lines)
+		return lines
+	}
+	if got, want := text(got), text(want); !slices.Equal(got, want) {
+		t.Errorf("got %d records\n%s\nwant %d as flowctl shows them\n%s", len(got), strings.Join(got, "\n"), len(want), strings.Join(want, "\n"))
+	}
+	sums := duck(t, `select sum("weft.flow.packets") + sum("weft.flow.reverse.packets") as packets, sum(len(list_filter("weft.flow.hops", h -> h.chosen))) as chosen,
+		count(*) filter ("weft.flow.packets" > 0) + count(*) filter ("weft.flow.reverse.packets" > 0) as directions `+from)
+	if len(sums) != 1 || fmt.Sprint(sums[0]["packets"]) != fmt.Sprint(l.inFlows()) || sums[0]["chosen"] == nil || sums[0]["chosen"] != sums[0]["directions"] {
+		t.Errorf("got %v, want the %d packets that the ledger has in flows, and a chosen hop of each direction", sums, l.inFlows())
+	}
+}
+
+// duck is what DuckDB answers.
+func duck(t *testing.T, sql string) (rows []map[string]any) {
+	t.Helper()
+	var complaint bytes.Buffer
+	cmd := exec.Command("node", "../receivers/duckdb.cjs", filepath.Join(os.Getenv("RECEIVERS"), "duckdb"), sql)
+	cmd.Stderr = &complaint
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("DuckDB: %v: %s (run this by make test-receivers)", err, &complaint)
+	}
+	for line := range strings.Lines(string(out)) {
+		var r map[string]any
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatal(err)
+		}
+		rows = append(rows, r)
+	}
+	return rows
+}
