@@ -35,7 +35,7 @@ func (in *Intake) choose(records []flows.Record) (taken []flows.Record, filtered
 			keep, rate = in.Sample.keeps(r)
 		}
 		switch {
-		case keep && rate == 0 && whole:
+		case keep && rate == r.SamplingRate && whole:
 			taken = records[:i+1]
 			continue
 		case whole:

@@ -98,6 +98,36 @@ func TestSampledSumsAreUnbiasedAndAccountedExactly(t *testing.T) {
 	}
 }
 
+func TestSumsSampledTwiceAreUnbiased(t *testing.T) {
+	const n = 100000
+	slow := Sample{Rate: 0.9, Slow: time.Millisecond} // all records are slow for the second
+	for name, c := range map[string]struct{ first, second Sample }{
+		"first lower":  {Sample{Rate: 0.1}, Sample{Rate: 0.5}},
+		"second lower": {Sample{Rate: 0.5}, Sample{Rate: 0.1}},
+		"equal":        {Sample{Rate: 0.3}, Sample{Rate: 0.3}},
+		"slow for one": {Sample{Rate: 0.2}, slow},
+	} {
+		all := records(n)
+		for i := range all {
+			all[i].TCP = nil
+			all[i].ConnectionID = uint64(i)*0x9e3779b97f4a7c15 + 1
+			all[i].DNS = &flows.DNS{Latency: flows.RTT{Count: 1, Max: time.Second}}
+		}
+		first, second := Intake{Sample: c.first}, Intake{Sample: c.second}
+		once, _, _ := first.choose(all)
+		twice, _, _ := second.choose(once)
+		var sum, variance float64
+		for i := range twice {
+			rate := twice[i].SamplingRate
+			sum += 1 / rate
+			variance = n * (1 - rate) / rate
+		}
+		if off := math.Abs(sum - n); off > 5*math.Sqrt(variance) {
+			t.Errorf("%s: got %d records that stand for %.0f, want about %d", name, len(twice), sum, n)
+		}
+	}
+}
+
 func TestConversationIsSampledAsAWhole(t *testing.T) {
 	s := Sample{Rate: 0.3}
 	kept := 0

@@ -320,6 +320,25 @@ func TestRemovedFileIsLostAndTheNextIsNot(t *testing.T) {
 	}
 }
 
+func TestParquetFolderThatWasRemovedIsMadeAnew(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "lake")
+	p := newParquet(t, ParquetConfig{Dir: dir, Age: time.Second}, nil)
+	exportRecords(t, p, figured(3))
+	eventually(t, "the first file", func() bool { return p.Account().Acknowledged == 3 })
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	exportRecords(t, p, figured(4))
+	eventually(t, "a file in the new folder", func() bool { return p.Account().Acknowledged == 7 })
+	if files, _ := finished(t, dir); len(files) != 1 {
+		t.Errorf("got files %v, want one", files)
+	}
+	requireBalanced(t, p.Account())
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestMain runs this test's binary as a sink that is to be killed.
 func killedWriter(dir string) {
 	p, err := NewParquet(ParquetConfig{Dir: dir, Age: time.Hour, Queue: 2000, Metadata: map[string]string{"service.name": "weft"}}, nil)

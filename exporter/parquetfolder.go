@@ -113,6 +113,10 @@ func (d *parquetFolder) begin() error {
 	name := fmt.Sprintf("%s%s-%08x-%06d%s", parquetPrefix, time.Now().UTC().Format("20060102T150405Z"), d.run, d.next, parquetSuffix)
 	path := filepath.Join(d.dir, fmt.Sprintf("%s.%d%s", name, 0, partSuffix))
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o640)
+	if errors.Is(err, os.ErrNotExist) { // the folder was removed, with the lock in it: it is made anew
+		err = errors.Join(err, d.lock.Close())
+		d.lock = nil
+	}
 	if err != nil {
 		return err
 	}

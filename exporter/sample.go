@@ -24,12 +24,18 @@ type Sample struct {
 
 func (s *Sample) on() bool { return s.Rate > 0 && s.Rate < 1 }
 
-// keeps reports whether r is taken, and the rate at which such records are; 0: all.
+// keeps reports whether r is taken, and the rate at which such records are; 0: all. Where
+// r was sampled before, as on its way to a tenant, that was by the same number: the
+// lower of the two rates is that of both together.
 func (s *Sample) keeps(r *flows.Record) (keep bool, rate float64) {
 	if !s.on() || faulty(r) || s.slow(r) {
-		return true, 0
+		return true, r.SamplingRate
 	}
-	return float64(identity(r)>>11)*0x1p-53 < s.Rate, s.Rate
+	rate = s.Rate
+	if r.SamplingRate > 0 {
+		rate = min(rate, r.SamplingRate)
+	}
+	return float64(identity(r)>>11)*0x1p-53 < rate, rate
 }
 
 // faulty reports whether r tells of a drop, a reset, a failure or an error.

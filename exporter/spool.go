@@ -50,6 +50,7 @@ type spool struct {
 
 	mu      sync.Mutex
 	lock    *os.File // nil: the folder is not open yet
+	carried bool     // the tally of the run before was read
 	entries []*spooled
 	bytes   int
 	next    uint64 // number of the next request
@@ -109,8 +110,11 @@ func (s *spool) open() error {
 	if err != nil {
 		return errors.Join(err, lock.Close())
 	}
-	if err := s.carry(found); err != nil {
-		s.log.Warn("cannot read the spool's tally", "err", err)
+	if !s.carried { // else the folder was gone meanwhile, and this run knows better
+		if err := s.carry(found); err != nil {
+			s.log.Warn("cannot read the spool's tally", "err", err)
+		}
+		s.carried = true
 	}
 	s.lock, s.entries = lock, append(found, s.entries...)
 	s.keepTally()
@@ -137,6 +141,9 @@ func (s *spool) scan() ([]*spooled, error) {
 		e := &spooled{name: f.Name(), recovered: true}
 		if n, _ := fmt.Sscanf(f.Name(), "%016x-%016x-%d"+spoolSuffix, &number, &run, &e.records); n != 3 || e.records <= 0 || spoolName(number, run, e.records) != f.Name() {
 			continue // not ours
+		}
+		if slices.ContainsFunc(s.entries, func(known *spooled) bool { return known.name == e.name }) {
+			continue // of this run: the folder was gone for a while
 		}
 		info, err := f.Info()
 		if err != nil {
@@ -223,6 +230,10 @@ func (s *spool) write(name string, content []byte) error {
 	}
 	path := filepath.Join(s.c.Dir, name)
 	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if errors.Is(err, os.ErrNotExist) { // the folder was removed, with the lock in it: it is made anew
+		err = errors.Join(err, s.lock.Close())
+		s.lock = nil
+	}
 	if err != nil {
 		return err
 	}

@@ -160,3 +160,50 @@ func TestKilledSinkThatGetsAPartMissesWhatItTook(t *testing.T) {
 		})
 	}
 }
+
+func TestSpoolWhoseFolderWasRemovedIsMadeAnew(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	s, log := testSpool(t, SpoolConfig{Dir: dir})
+	s.told(flows.Count{Packets: 5})
+	put(t, s, "0")
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if kept, _ := put(t, s, "1"); kept {
+		t.Error("got a request on a disk that has no folder")
+	}
+	if kept, _ := put(t, s, "2"); !kept {
+		t.Error("got a request in memory, want a folder made anew")
+	}
+	if got := s.tally.Flows.Packets; got != 5 {
+		t.Errorf("got a tally of %d packets, want the 5 that were told", got)
+	}
+	if got, lost := drain(t, s); strings.Join(got, "") != "12" || len(lost) != 1 || lost[0] != "spool_damaged 10" {
+		t.Errorf("got %q, lost %v, want what was removed counted and the rest in order", got, lost)
+	}
+	if !strings.Contains(log.String(), "spool is written again") {
+		t.Errorf("got log %s, want the end of the fault", log)
+	}
+}
+
+func TestSpoolWhoseFolderComesBackHasEachRequestOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	s, _ := testSpool(t, SpoolConfig{Dir: dir})
+	put(t, s, "0")
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, "1")
+	if err := os.Rename(dir+".away", dir); err != nil {
+		t.Fatal(err)
+	}
+	if kept, _ := put(t, s, "2"); !kept {
+		t.Error("got a request in memory, want it in the folder that came back")
+	}
+	if got, lost := drain(t, s); strings.Join(got, "") != "012" || lost != nil {
+		t.Errorf("got %q, lost %v, want each once", got, lost)
+	}
+	if s.bytes != 0 {
+		t.Errorf("got %d bytes on disk when all are sent", s.bytes)
+	}
+}
