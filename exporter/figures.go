@@ -27,6 +27,21 @@ var pointFigures = []figure{
 		func(p *flows.PointLedger) flows.Count { return p.InTable }},
 }
 
+// sourceFigures are those of what is read beside the flow table: weft_ledger_source_NAME_events
+// and weft.ledger.source.NAME. Seen = Drained + Lost + Pending + Unaccounted.
+var sourceFigures = []struct {
+	name, help string
+	total      bool
+	of         func(*flows.SourceAccount) int64
+}{
+	{"seen", "Traced drops, DNS packets and events of sockets, counted in the kernel before any table.", true, func(s *flows.SourceAccount) int64 { return signed(s.Seen) }},
+	{"drained", "Of those seen, read from the kernel.", true, func(s *flows.SourceAccount) int64 { return signed(s.Drained) }},
+	{"lost", "Of those seen, counted and nothing more: the kernel had no room.", true, func(s *flows.SourceAccount) int64 { return signed(s.Lost) }},
+	{"missed", "Not seen: the kernel did not run the program, which was running on that CPU already.", true, func(s *flows.SourceAccount) int64 { return signed(s.Missed) }},
+	{"pending", "Of those seen, to be read by the next drain.", false, func(s *flows.SourceAccount) int64 { return signed(s.Pending) }},
+	{"unaccounted", "Of those seen, what no other line explains: zero, or a bug.", false, func(s *flows.SourceAccount) int64 { return s.Unaccounted }},
+}
+
 const (
 	helpSkipped     = "in no flow, by reason"
 	helpUnaccounted = "what no other line explains: zero, or a bug"

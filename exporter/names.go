@@ -58,6 +58,7 @@ const (
 	nameSamplingRate    = "weft.sampling.rate"        // absent: 1
 	nameReason          = "weft.ledger.reason"
 	nameSink            = "weft.ledger.sink"
+	nameSource          = "weft.ledger.source" // drops, dns, sockets
 )
 
 // The names of one hop's fields, in OTLP and JSON alike.

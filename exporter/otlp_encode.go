@@ -149,6 +149,11 @@ func (s *sums) records(l *flows.Ledger) {
 		s.add("weft.ledger.records."+name, "{record}", help, monotonic, signed(v), attrs...)
 	}
 	s.add("weft.ledger.gone.unbalanced", "{point}", helpGoneUnbalanced, true, signed(l.GoneUnbalanced))
+	for i := range l.Sources {
+		for _, f := range sourceFigures {
+			s.add("weft.ledger.source."+f.name, "{event}", f.help, f.total, f.of(&l.Sources[i]), keyValue(slog.String(nameSource, l.Sources[i].Name)))
+		}
+	}
 	add("made", "Flow records made.", true, l.Made)
 	for _, a := range l.Sinks {
 		sink := keyValue(slog.String(nameSink, a.Name))

@@ -23,6 +23,7 @@ type ledgerCollector struct {
 	made, offered, acks *prometheus.Desc
 	waiting, lost, left *prometheus.Desc
 	at, goneUnbalanced  *prometheus.Desc
+	sources             []*prometheus.Desc // as sourceFigures
 }
 
 // NewLedgerCollector collects what ledger returns: zero At means none yet, and
@@ -59,6 +60,13 @@ func NewLedgerCollector(ledger func() flows.Ledger) prometheus.Collector {
 		}
 		c.figures = append(c.figures, pair(f.name, f.help, suffix, point))
 	}
+	for _, f := range sourceFigures {
+		name := "weft_ledger_source_" + f.name + "_events"
+		if f.total {
+			name += "_total"
+		}
+		c.sources = append(c.sources, prometheus.NewDesc(name, f.help, []string{"source"}, nil))
+	}
 	return c
 }
 
@@ -68,7 +76,7 @@ func (c *ledgerCollector) Describe(ch chan<- *prometheus.Desc) {
 		ch <- d[0]
 		ch <- d[1]
 	}
-	for _, d := range []*prometheus.Desc{c.made, c.offered, c.acks, c.waiting, c.lost, c.left, c.at, c.goneUnbalanced} {
+	for _, d := range append(slices.Clone(c.sources), c.made, c.offered, c.acks, c.waiting, c.lost, c.left, c.at, c.goneUnbalanced) {
 		ch <- d
 	}
 }
@@ -103,6 +111,15 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 	send(c.goneUnbalanced, prometheus.CounterValue, l.GoneUnbalanced)
 	send(c.made, prometheus.CounterValue, l.Made)
 	ch <- prometheus.MustNewConstMetric(c.at, prometheus.GaugeValue, float64(l.At.UnixNano())/1e9)
+	for i := range l.Sources {
+		for k, f := range sourceFigures {
+			kind := prometheus.GaugeValue
+			if f.total {
+				kind = prometheus.CounterValue
+			}
+			ch <- prometheus.MustNewConstMetric(c.sources[k], kind, float64(f.of(&l.Sources[i])), l.Sources[i].Name)
+		}
+	}
 	for _, s := range l.Sinks {
 		send(c.offered, prometheus.CounterValue, s.Offered, s.Name)
 		send(c.acks, prometheus.CounterValue, s.Acknowledged, s.Name)

@@ -38,6 +38,7 @@ func fullLedger() flows.Ledger {
 			point(5, flows.HookEgress, "e\xff\n\"}", "", 1),
 		},
 		Gone: point(0, 0, "", "", 4), GoneUnbalanced: 1, Made: 100,
+		Sources: []flows.SourceAccount{{Name: "drops", Seen: 9, Drained: 5, Lost: 1, Pending: 4, Missed: 7, Unaccounted: -1}},
 		Sinks: []flows.SinkAccount{
 			{Name: "otlp", Offered: 94, Acknowledged: 70, Waiting: 15, Lost: map[string]uint64{"queue_full": 2, "refused": 3}, LeftOut: map[string]uint64{"filtered": 4}},
 			{Name: "store", Offered: 100, Acknowledged: 100},
@@ -95,6 +96,9 @@ func TestMetricsShowTheLedger(t *testing.T) {
 		`weft_ledger_seen_packets_total{direction="",hook="",interface="(gone)",netns=""} 40`,
 		`weft_ledger_seen_packets_total{direction="transmit",hook="egress",interface="e\\xff\\x0a\"}",netns=""} 10`,
 		`weft_ledger_gone_unbalanced_total 1`,
+		`weft_ledger_source_seen_events_total{source="drops"} 9`,
+		`weft_ledger_source_missed_events_total{source="drops"} 7`,
+		`weft_ledger_source_unaccounted_events{source="drops"} -1`,
 		`weft_ledger_records_made_total 100`,
 		`weft_ledger_records_offered_total{sink="otlp"} 94`,
 		`weft_ledger_records_left_out_total{reason="filtered",sink="otlp"} 4`,

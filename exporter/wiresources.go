@@ -13,7 +13,7 @@ func sourcesToWire(m *api.Ledger, l *flows.Ledger) {
 	m.SocketsUnmatched = l.SocketsUnmatched
 	for _, s := range l.Sources {
 		m.Sources = append(m.Sources, &api.SourceAccount{
-			Name: s.Name, Seen: s.Seen, Drained: s.Drained, Lost: s.Lost, Pending: s.Pending, Unaccounted: s.Unaccounted,
+			Name: s.Name, Seen: s.Seen, Drained: s.Drained, Lost: s.Lost, Pending: s.Pending, Missed: s.Missed, Unaccounted: s.Unaccounted,
 		})
 	}
 	for _, d := range l.Devices {
@@ -30,7 +30,7 @@ func sourcesFromWire(l *flows.Ledger, m *api.Ledger) {
 	l.SocketsUnmatched = m.GetSocketsUnmatched()
 	for _, s := range m.GetSources() {
 		l.Sources = append(l.Sources, flows.SourceAccount{
-			Name: s.GetName(), Seen: s.GetSeen(), Drained: s.GetDrained(), Lost: s.GetLost(), Pending: s.GetPending(), Unaccounted: s.GetUnaccounted(),
+			Name: s.GetName(), Seen: s.GetSeen(), Drained: s.GetDrained(), Lost: s.GetLost(), Pending: s.GetPending(), Missed: s.GetMissed(), Unaccounted: s.GetUnaccounted(),
 		})
 	}
 	for _, d := range m.GetDevices() {

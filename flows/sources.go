@@ -14,6 +14,7 @@ type SourceAccount struct {
 	// known of it.
 	Drained, Lost uint64
 	Pending       uint64 // counted since the drain before: the next one finds it
+	Missed        uint64 // not in Seen: the kernel did not run the program, which was running on that CPU already
 	Unaccounted   int64  // what no line above explains: zero, or a bug
 }
 
@@ -27,23 +28,23 @@ type sources struct {
 func (s *sources) account(a *Account) []SourceAccount {
 	var out []SourceAccount
 	if d := &a.Drops; *d != (DropAccount{}) {
-		out = append(out, sourceAccount("drops", d.Seen, d.Drained, d.Lost, s.drops))
+		out = append(out, sourceAccount("drops", d.Seen, d.Drained, d.Lost, d.Missed, s.drops))
 		s.drops = d.Before
 	}
 	if d := &a.DNS; *d != (DNSAccount{}) {
-		out = append(out, sourceAccount("dns", d.Seen, d.Drained, d.Lost, s.dns))
+		out = append(out, sourceAccount("dns", d.Seen, d.Drained, d.Lost, 0, s.dns))
 		s.dns = d.Seen
 	}
 	if d := &a.Sockets; *d != (SocketAccount{}) {
-		out = append(out, sourceAccount("sockets", d.Seen, d.Drained, d.Lost, s.sockets))
+		out = append(out, sourceAccount("sockets", d.Seen, d.Drained, d.Lost, d.Missed, s.sockets))
 		s.sockets = d.Before
 	}
 	return out
 }
 
 // sourceAccount is one account; due is what must have been found by now.
-func sourceAccount(name string, seen, drained, lost, due uint64) SourceAccount {
-	a := SourceAccount{Name: name, Seen: seen, Drained: drained, Lost: lost}
+func sourceAccount(name string, seen, drained, lost, missed, due uint64) SourceAccount {
+	a := SourceAccount{Name: name, Seen: seen, Drained: drained, Lost: lost, Missed: missed}
 	switch found := drained + lost; {
 	case found > seen:
 		a.Unaccounted = -int64(found - seen)

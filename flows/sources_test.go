@@ -15,12 +15,12 @@ func TestSourcesAreInTheLedger(t *testing.T) {
 		then  DropAccount
 		want  SourceAccount
 	}{
-		{"found", DropAccount{Before: 10, Seen: 12, Drained: 10}, DropAccount{Before: 20, Seen: 21, Drained: 18, Lost: 2},
-			SourceAccount{"drops", 21, 18, 2, 1, 0}},
+		{"found", DropAccount{Before: 10, Seen: 12, Drained: 10}, DropAccount{Before: 20, Seen: 21, Drained: 18, Lost: 2, Missed: 6},
+			SourceAccount{Name: "drops", Seen: 21, Drained: 18, Lost: 2, Pending: 1, Missed: 6}},
 		{"forgotten", DropAccount{Before: 10, Seen: 10, Drained: 10}, DropAccount{Before: 10, Seen: 10, Drained: 7},
-			SourceAccount{"drops", 10, 7, 0, 0, 3}},
+			SourceAccount{Name: "drops", Seen: 10, Drained: 7, Unaccounted: 3}},
 		{"counted twice", DropAccount{Before: 1, Seen: 1, Drained: 1}, DropAccount{Before: 5, Seen: 5, Drained: 6},
-			SourceAccount{"drops", 5, 6, 0, 0, -1}},
+			SourceAccount{Name: "drops", Seen: 5, Drained: 6, Unaccounted: -1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			table := NewTable(TableOptions{})

@@ -2023,6 +2023,7 @@ type SourceAccount struct {
 	Lost          uint64                 `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
 	Pending       uint64                 `protobuf:"varint,5,opt,name=pending,proto3" json:"pending,omitempty"`
 	Unaccounted   int64                  `protobuf:"zigzag64,6,opt,name=unaccounted,proto3" json:"unaccounted,omitempty"`
+	Missed        uint64                 `protobuf:"varint,7,opt,name=missed,proto3" json:"missed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2095,6 +2096,13 @@ func (x *SourceAccount) GetPending() uint64 {
 func (x *SourceAccount) GetUnaccounted() int64 {
 	if x != nil {
 		return x.Unaccounted
+	}
+	return 0
+}
+
+func (x *SourceAccount) GetMissed() uint64 {
+	if x != nil {
+		return x.Missed
 	}
 	return 0
 }
@@ -4524,14 +4532,15 @@ const file_weft_proto_rawDesc = "" +
 	"\x0etcp_overflowed\x18\n" +
 	" \x01(\x04R\rtcpOverflowed\x12\x19\n" +
 	"\btcp_lost\x18\v \x01(\x04R\atcpLost\x12+\n" +
-	"\x11sockets_unmatched\x18\f \x01(\x04R\x10socketsUnmatched\"\xa1\x01\n" +
+	"\x11sockets_unmatched\x18\f \x01(\x04R\x10socketsUnmatched\"\xb9\x01\n" +
 	"\rSourceAccount\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04seen\x18\x02 \x01(\x04R\x04seen\x12\x18\n" +
 	"\adrained\x18\x03 \x01(\x04R\adrained\x12\x12\n" +
 	"\x04lost\x18\x04 \x01(\x04R\x04lost\x12\x18\n" +
 	"\apending\x18\x05 \x01(\x04R\apending\x12 \n" +
-	"\vunaccounted\x18\x06 \x01(\x12R\vunaccounted\"\xd4\x01\n" +
+	"\vunaccounted\x18\x06 \x01(\x12R\vunaccounted\x12\x16\n" +
+	"\x06missed\x18\a \x01(\x04R\x06missed\"\xd4\x01\n" +
 	"\vDeviceDrops\x12\"\n" +
 	"\x02at\x18\x01 \x01(\v2\x12.weft.api.v1.PointR\x02at\x12\x1d\n" +
 	"\n" +

@@ -13,9 +13,9 @@ import (
 func (g *global) sourceTables(l *flows.Ledger) error {
 	if len(l.Sources) > 0 {
 		fmt.Fprintln(g.stdout)
-		t := table{head: []string{"SOURCE", "SEEN", "DRAINED", "LOST", "PENDING", "UNACCOUNTED"}, text: []int{0}}
+		t := table{head: []string{"SOURCE", "SEEN", "DRAINED", "LOST", "PENDING", "UNACCOUNTED", "MISSED"}, text: []int{0}}
 		for _, s := range l.Sources {
-			t.add(s.Name, count(s.Seen), count(s.Drained), count(s.Lost), count(s.Pending), signed(s.Unaccounted))
+			t.add(s.Name, count(s.Seen), count(s.Drained), count(s.Lost), count(s.Pending), signed(s.Unaccounted), count(s.Missed))
 		}
 		if err := t.write(g.stdout); err != nil {
 			return err
@@ -53,6 +53,7 @@ type sourceDocument struct {
 	Drained     uint64 `json:"drained"`
 	Lost        uint64 `json:"lost"`
 	Pending     uint64 `json:"pending"`
+	Missed      uint64 `json:"missed"` // not in seen: the program was running on that CPU already
 	Unaccounted int64  `json:"unaccounted"`
 }
 
