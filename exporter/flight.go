@@ -222,7 +222,7 @@ func (f *Flight) State() string {
 
 // Status says how the sink fares: the service it puts records to and what is wrong.
 func (f *Flight) Status() *api.SinkStatus {
-	return &api.SinkStatus{Account: AccountToWire(f.Account()), Target: f.c.Endpoint, State: cmp.Or(f.State(), stateOK)}
+	return &api.SinkStatus{Account: AccountToWire(f.Account()), Target: f.c.Endpoint, State: cmp.Or(f.State(), f.queue.idle(f.c.Flush, "an answer"), stateOK)}
 }
 
 // Close sends what waits and ends the stream, or returns when ctx ends or the service

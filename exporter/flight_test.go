@@ -321,6 +321,7 @@ func TestFlightServiceThatHangsHoldsUpNothing(t *testing.T) {
 		}
 	}
 	eventually(t, "the service hangs", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.batches > 0 })
+	eventually(t, "the state to say so", func() bool { return strings.HasPrefix(f.Status().State, "waiting since ") })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := f.Close(ctx); err != nil {

@@ -98,7 +98,8 @@ func (p *Print) Name() string { return p.queue.account.Name }
 
 // Status is the sink for `flowctl status`.
 func (p *Print) Status() *api.SinkStatus {
-	s := &api.SinkStatus{Account: AccountToWire(p.Account()), Target: "standard output", State: stateOK}
+	s := &api.SinkStatus{Account: AccountToWire(p.Account()), Target: "standard output",
+		State: cmp.Or(p.queue.idle(p.linger, "its reader"), stateOK)}
 	if err := p.failure(); err != nil {
 		s.State = stateRefused + ": " + err.Error()
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -90,6 +91,37 @@ func TestFailedWriteIsReportedOnceAndCounted(t *testing.T) {
 	if n := strings.Count(log.String(), "\n"); n != 1 {
 		t.Errorf("got %d log lines, want 1:\n%s", n, log.String())
 	}
+}
+
+func TestStateSaysThatTheReaderReadsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		p, err := NewStdout(w, StdoutConfig{Flush: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		export(t, p, records(3)...)
+		time.Sleep(30 * time.Second)
+		if got := p.Status().State; got != stateOK {
+			t.Errorf("while records gather: got state %q, want ok", got)
+		}
+		since := time.Now().Add(-30 * time.Second).UTC().Format(time.RFC3339)
+		time.Sleep(32 * time.Second)
+		if got, want := p.Status().State, "waiting since "+since+" for its reader"; got != want {
+			t.Errorf("when they were due: got state %q, want %q", got, want)
+		}
+		go func() { _, _ = io.Copy(io.Discard, r) }() // ends with the pipe
+		synctest.Wait()
+		if got := p.Status().State; got != stateOK {
+			t.Errorf("when they were read: got state %q, want ok", got)
+		}
+		if err := p.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestHangingWriterHoldsUpNeitherDrainNorShutdown(t *testing.T) {

@@ -31,6 +31,7 @@ type queue struct {
 	account           flows.SinkAccount
 	counted           bool        // taken is kept; set before the first put
 	taken             flows.Count // of all records that the intake took, at their points
+	moved             time.Time   // the last settlement, or put into an empty queue
 	closed, abandoned bool
 	stages            atomic.Pointer[Stages]
 	ready             chan struct{} // one token: there is something to take, or closed
@@ -92,6 +93,9 @@ func (q *queue) put(records []flows.Record) {
 		n = room
 	}
 	if n > 0 {
+		if q.account.Waiting == 0 {
+			q.moved = time.Now()
+		}
 		q.waiting = append(q.waiting, queued{records[:n], time.Now()})
 		q.account.Waiting += n
 		q.wake()
@@ -183,6 +187,7 @@ func (q *queue) settleParked(parked, acknowledged, lost int, reason string) {
 	if q.abandoned {
 		return
 	}
+	q.moved = time.Now()
 	q.account.Waiting -= uint64(acknowledged + lost)
 	q.account.Acknowledged += uint64(acknowledged)
 	if lost > 0 {
@@ -210,6 +215,20 @@ func (q *queue) gathered() (n uint64) {
 		n += uint64(len(w.records))
 	}
 	return n
+}
+
+// patient is how long after their time records may wait before a state says so.
+const patient = time.Second
+
+// idle is what to say of records that wait although they were due after linger, and of
+// which nothing became anything since: for whom they wait. Empty: there are none.
+func (q *queue) idle(linger time.Duration, whom string) string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.account.Waiting == 0 || time.Since(q.moved) < linger+patient {
+		return ""
+	}
+	return stateWait + " since " + q.moved.UTC().Format(time.RFC3339) + " for " + whom
 }
 
 // close refuses further records and wakes the worker.
