@@ -25,23 +25,63 @@ const entryBytes = 32
 type dictionary struct {
 	text    []byte
 	offsets []int32
-	slots   []bucket // a power of two, at most half full
+	slots   buckets
 	seed    maphash.Seed
 	budget  *budget
 	array   *array.Data // of the first so many; nil: none was made
 }
 
-// bucket is a place in the table by hash; the entry is its id and one.
+// buckets find ids, which count from 0, by the hash of what they are of: a power of two
+// of places, at most half of them taken.
+type buckets []bucket
+
+// bucket is a place; the entry is an id and one.
 type bucket struct {
 	hash  uint32
 	entry int32
+}
+
+func newBuckets() buckets { return make(buckets, 16) }
+
+// find is the id with a hash that is the one; false: there is none.
+func (b buckets) find(hash uint32, is func(id int32) bool) (int32, bool) {
+	mask := uint32(len(b) - 1) //nolint:gosec // at most 2^31
+	for i := hash & mask; b[i].entry != 0; i = (i + 1) & mask {
+		if e := b[i]; e.hash == hash && is(e.entry-1) {
+			return e.entry - 1, true
+		}
+	}
+	return 0, false
+}
+
+// add takes the next id.
+func (b *buckets) add(hash uint32, id int32) {
+	if 2*(int(id)+1) > len(*b) {
+		old := *b
+		*b = make(buckets, 2*len(old))
+		for _, e := range old {
+			if e.entry != 0 {
+				b.take(e)
+			}
+		}
+	}
+	b.take(bucket{hash, id + 1})
+}
+
+func (b buckets) take(e bucket) {
+	mask := uint32(len(b) - 1) //nolint:gosec // at most 2^31
+	i := e.hash & mask
+	for b[i].entry != 0 {
+		i = (i + 1) & mask
+	}
+	b[i] = e
 }
 
 func (d *dictionary) len() int { return len(d.offsets) - 1 }
 
 // forget begins anew. What was made of it before keeps its texts.
 func (d *dictionary) forget() {
-	*d = dictionary{offsets: []int32{0}, slots: make([]bucket, 16), seed: maphash.MakeSeed(), budget: d.budget}
+	*d = dictionary{offsets: []int32{0}, slots: newBuckets(), seed: maphash.MakeSeed(), budget: d.budget}
 }
 
 // id is the id of s, which is added when it is new.
@@ -58,13 +98,7 @@ func (d *dictionary) id(s string) int32 {
 }
 
 func (d *dictionary) find(hash uint32, s string) (int32, bool) {
-	mask := uint32(len(d.slots) - 1) //nolint:gosec // at most 2^31
-	for i := hash & mask; d.slots[i].entry != 0; i = (i + 1) & mask {
-		if e := d.slots[i]; e.hash == hash && string(d.text[d.offsets[e.entry-1]:d.offsets[e.entry]]) == s {
-			return e.entry - 1, true
-		}
-	}
-	return 0, false
+	return d.slots.find(hash, func(id int32) bool { return string(d.text[d.offsets[id]:d.offsets[id+1]]) == s })
 }
 
 // added makes what was appended to text an entry.
@@ -72,26 +106,8 @@ func (d *dictionary) added(hash uint32) int32 {
 	id := int32(d.len()) //nolint:gosec // the budget is far below 2^31
 	d.budget.used += len(d.text) - int(d.offsets[id]) + entryBytes
 	d.offsets = append(d.offsets, int32(len(d.text))) //nolint:gosec // as above
-	if 2*d.len() > len(d.slots) {
-		old := d.slots
-		d.slots = make([]bucket, 2*len(old))
-		for _, e := range old {
-			if e.entry != 0 {
-				d.take(e)
-			}
-		}
-	}
-	d.take(bucket{hash, id + 1})
+	d.slots.add(hash, id)
 	return id
-}
-
-func (d *dictionary) take(e bucket) {
-	mask := uint32(len(d.slots) - 1) //nolint:gosec // at most 2^31
-	i := e.hash & mask
-	for d.slots[i].entry != 0 {
-		i = (i + 1) & mask
-	}
-	d.slots[i] = e
 }
 
 // data is the dictionary as Arrow has it: the same as before when nothing was added.
@@ -187,7 +203,7 @@ func (c *enum) learn(v uint8) int16 {
 // addresses is a column of addresses as text.
 type addresses struct {
 	names
-	slots []bucket
+	slots buckets
 	keys  []netip.Addr // by id
 }
 
@@ -199,7 +215,7 @@ func newAddresses(name string, b *budget) *addresses {
 
 func (c *addresses) forget() {
 	c.names.forget()
-	c.slots, c.keys = make([]bucket, 16), nil
+	c.slots, c.keys = newBuckets(), nil
 }
 
 // idOf is the id of a; -1: it is none.
@@ -209,12 +225,8 @@ func (c *addresses) idOf(a netip.Addr) int32 {
 	}
 	key := a.As16()
 	hash := uint32(maphash.Bytes(c.dict.seed, key[:])) //nolint:gosec // half of it will do
-	mask := uint32(len(c.slots) - 1)                   //nolint:gosec // at most 2^31
-	i := hash & mask
-	for ; c.slots[i].entry != 0; i = (i + 1) & mask {
-		if e := c.slots[i]; e.hash == hash && c.keys[e.entry-1] == a {
-			return e.entry - 1
-		}
+	if id, ok := c.slots.find(hash, func(id int32) bool { return c.keys[id] == a }); ok {
+		return id
 	}
 	return c.learn(a, hash)
 }
@@ -227,24 +239,6 @@ func (c *addresses) learn(a netip.Addr, hash uint32) int32 {
 	id := d.added(uint32(maphash.String(d.seed, string(d.text[start:])))) //nolint:gosec // half of it will do
 	c.keys = append(c.keys, a)
 	d.budget.used += entryBytes
-	if 2*len(c.keys) > len(c.slots) {
-		old := c.slots
-		c.slots = make([]bucket, 2*len(old))
-		for _, e := range old {
-			if e.entry != 0 {
-				c.take(e)
-			}
-		}
-	}
-	c.take(bucket{hash, id + 1})
+	c.slots.add(hash, id)
 	return id
-}
-
-func (c *addresses) take(e bucket) {
-	mask := uint32(len(c.slots) - 1) //nolint:gosec // at most 2^31
-	i := e.hash & mask
-	for c.slots[i].entry != 0 {
-		i = (i + 1) & mask
-	}
-	c.slots[i] = e
 }
