@@ -5,6 +5,7 @@ package exporter
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
@@ -317,6 +318,33 @@ func TestRemovedFileIsLostAndTheNextIsNot(t *testing.T) {
 	requireBalanced(t, p.Account())
 	if err := p.Close(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestNewestParquetFileOutlivesAClockThatWasSetBack(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 2 { // of a run whose clock was ahead
+		name := fmt.Sprintf("weft-20990101T000000Z-0000abcd-%06d.parquet", i)
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("old"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := newParquet(t, ParquetConfig{Dir: dir, Age: time.Second, Keep: 2}, nil)
+	for n := range 3 {
+		exportRecords(t, p, figured(5))
+		eventually(t, "a file", func() bool { return p.Account().Acknowledged == uint64(5*(n+1)) })
+	}
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	files, _ := finished(t, dir)
+	if len(files) != 2 {
+		t.Fatalf("got files %v, want the last two", files)
+	}
+	for _, f := range files {
+		if rows := readParquet(t, f); len(rows) != 5 {
+			t.Errorf("%s: got %d records, want 5 of the newest files", f, len(rows))
+		}
 	}
 }
 

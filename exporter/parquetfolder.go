@@ -110,7 +110,10 @@ func (d *parquetFolder) begin() error {
 	if err := d.open(); err != nil {
 		return err
 	}
-	name := fmt.Sprintf("%s%s-%08x-%06d%s", parquetPrefix, time.Now().UTC().Format("20060102T150405Z"), d.run, d.next, parquetSuffix)
+	name, err := d.nameAt(time.Now())
+	if err != nil {
+		return err
+	}
 	path := filepath.Join(d.dir, fmt.Sprintf("%s.%d%s", name, 0, partSuffix))
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o640)
 	if errors.Is(err, os.ErrNotExist) { // the folder was removed, with the lock in it: it is made anew
@@ -123,6 +126,32 @@ func (d *parquetFolder) begin() error {
 	d.file, d.path, d.name, d.at = file, path, name, 0
 	d.next++
 	return nil
+}
+
+// parquetTime is the time in a file's name, by which files are in order.
+const parquetTime = "20060102T150405Z"
+
+// nameAt is the name of a file that is begun now. It is behind all that are finished: a
+// clock that was set back must not make the newest the oldest.
+func (d *parquetFolder) nameAt(now time.Time) (string, error) {
+	name := func(at time.Time) string {
+		return fmt.Sprintf("%s%s-%08x-%06d%s", parquetPrefix, at.UTC().Format(parquetTime), d.run, d.next, parquetSuffix)
+	}
+	files, err := d.finished()
+	if err != nil || len(files) == 0 || filepath.Base(files[len(files)-1]) < name(now) {
+		return name(now), err
+	}
+	text, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(files[len(files)-1]), parquetPrefix), "-")
+	newest, err := time.Parse(parquetTime, text)
+	if err != nil {
+		return name(now), nil // not a name of ours: it does not count
+	}
+	return name(newest.Add(time.Second)), nil
+}
+
+// finished are the paths of finished files, the oldest first.
+func (d *parquetFolder) finished() ([]string, error) {
+	return filepath.Glob(filepath.Join(d.dir, parquetPrefix+"*"+parquetSuffix)) // in order of name
 }
 
 func (d *parquetFolder) written() int64 { return d.at }
@@ -177,7 +206,7 @@ func (d *parquetFolder) publish() error {
 
 // removeOldest removes the oldest finished files over the number to keep.
 func (d *parquetFolder) removeOldest() {
-	files, err := filepath.Glob(filepath.Join(d.dir, parquetPrefix+"*"+parquetSuffix)) // in order of name
+	files, err := d.finished()
 	for i := 0; err == nil && i < len(files)-d.keep; i++ {
 		err = os.Remove(files[i])
 	}
