@@ -142,11 +142,10 @@ func (d *parquetFolder) nameAt(now time.Time) (string, error) {
 		return name(now), err
 	}
 	text, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(files[len(files)-1]), parquetPrefix), "-")
-	newest, err := time.Parse(parquetTime, text)
-	if err != nil {
-		return name(now), nil // not a name of ours: it does not count
+	if newest, err := time.Parse(parquetTime, text); err == nil {
+		return name(newest.Add(time.Second)), nil
 	}
-	return name(newest.Add(time.Second)), nil
+	return name(now), nil // behind a name that is not ours
 }
 
 // finished are the paths of finished files, the oldest first.
