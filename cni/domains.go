@@ -2,15 +2,22 @@
 
 package cni
 
+import (
+	"cmp"
+	"maps"
+	"slices"
+)
+
 // Who may own equal addresses is told apart by segment: a namespace's own routing, each
 // of its VRFs, each of its bridges that nothing but their ports is on. A VXLAN device
 // is in the segment of the bridge or VRF that its VNI is for. Segments that veth pairs
 // join, or a device that hangs on another one's, are one domain.
 
 // A domain has the name of the segment in it that was known first: where several were
-// found at once, the agent's own namespace, a bridge or VRF, another namespace. So what
-// joins a domain later does not rename it, which would cut live conversations in two;
-// what leaves and gave it its name does.
+// found at once, the agent's own namespace, a bridge or VRF, another namespace. What
+// joins a domain later does not rename it, nor does it when that segment goes: either
+// would cut live conversations in two. Of a domain that falls apart, the part with that
+// segment keeps the name, or else the one with what was known first.
 
 // segmentOf is the name of a VRF's or a bridge's segment, by its device. That of a
 // namespace's own routing is the cookie, which the kernel counts from 1. Both are whole
@@ -22,12 +29,19 @@ func segmentOf(netns uint64, ifindex uint32) uint64 {
 // maxMasters bounds how far up masters are followed: a bond in a bridge in a VRF has three.
 const maxMasters = 8
 
-// segments gives every device its segment, and every segment its domain. before are the
-// ranks of the snapshot before; it returns this one's.
-func (t *Topology) segments(before map[uint64]int) map[uint64]int {
+// naming is what a snapshot says of its domains: the name of each segment's, and of the
+// names, how early they were known.
+type naming struct {
+	domain map[uint64]uint64
+	rank   map[uint64]int
+}
+
+// segments gives every device its segment, and every segment its domain. before is of
+// the snapshot before; it returns this one's.
+func (t *Topology) segments(before naming) naming {
 	routed := t.routedBridges()
 	j := joiner{root: make(map[uint64]uint64, len(t.Spaces)), rank: make(map[uint64]int, len(t.Spaces)), before: before}
-	for _, rank := range before {
+	for _, rank := range before.rank {
 		j.next = max(j.next, rank+1)
 	}
 	if len(t.Spaces) > 0 && t.Spaces[0].Own {
@@ -52,26 +66,24 @@ func (t *Topology) segments(before map[uint64]int) map[uint64]int {
 			}
 		}
 	}
-	for n := range j.root {
-		j.root[n] = j.domain(n)
-	}
-	t.domains = j.root
-	return j.rank
+	now := j.named()
+	t.domains = now.domain
+	return now
 }
 
-// joiner finds which segments are one domain. It is named by the one of the least rank,
-// which was known first.
+// joiner finds which segments are one domain, and its name.
 type joiner struct {
-	root         map[uint64]uint64
-	rank, before map[uint64]int
-	next         int // the rank of what is new
+	root   map[uint64]uint64
+	rank   map[uint64]int // of the least rank is what was known first
+	before naming
+	next   int // the rank of what is new
 }
 
 func (j *joiner) add(segment uint64) {
 	if _, known := j.root[segment]; known {
 		return
 	}
-	rank, known := j.before[segment]
+	rank, known := j.before.rank[segment]
 	if !known {
 		rank = j.next
 		j.next++
@@ -86,6 +98,43 @@ func (j *joiner) domain(n uint64) uint64 {
 		n = j.root[n]
 	}
 	return n
+}
+
+// named gives each domain the first of the names that are its own: those of its segments,
+// and those that its segments had from one that is gone.
+func (j *joiner) named() naming {
+	all := slices.SortedFunc(maps.Keys(j.root), func(a, b uint64) int { return cmp.Compare(j.rank[a], j.rank[b]) })
+	owner, first := make(map[uint64]uint64, len(all)), make(map[uint64]uint64, len(all))
+	own := func(name, root uint64) {
+		owner[name] = root
+		if one, ok := first[root]; !ok || j.rank[name] < j.rank[one] {
+			first[root] = name
+		}
+	}
+	for _, n := range all {
+		own(n, j.domain(n))
+	}
+	for _, n := range all {
+		name, had := j.before.domain[n]
+		if _, owned := owner[name]; had && !owned { // its segment is gone
+			j.rank[name] = j.before.rank[name]
+			own(name, j.domain(n))
+		}
+	}
+	now := naming{domain: make(map[uint64]uint64, len(all)), rank: j.rank}
+	for _, n := range all {
+		now.domain[n] = first[j.domain(n)]
+	}
+	for name, root := range owner {
+		switch _, here := j.root[name]; {
+		case here:
+		case first[root] == name:
+			now.domain[name] = name // conversations ask by it
+		default:
+			delete(now.rank, name)
+		}
+	}
+	return now
 }
 
 func (j *joiner) join(one, other uint64) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -102,7 +103,7 @@ func TestEachVRFIsATenant(t *testing.T) {
 	for _, d := range host.Devices {
 		topo.devices[place{7, d.Index}] = d
 	}
-	ranks := topo.segments(nil)
+	names := topo.segments(naming{})
 	of := func(d *Device) uint64 { return topo.Domain(7, d.Index) }
 	if of(port) != of(red) || of(bridge) != of(red) || of(other) != of(blue) || of(red) == of(blue) || of(plain) != 7 || of(red) == 7 || of(blue) == 7 {
 		t.Errorf("red %#x with bridge %#x and port %#x, blue %#x with port %#x, in none %#x: want red's alike, blue's alike, 7",
@@ -112,7 +113,7 @@ func TestEachVRFIsATenant(t *testing.T) {
 	port.Far.Far, port.Far.Space.Devices = port, []*Device{port.Far}
 	topo.Spaces = append(topo.Spaces, port.Far.Space)
 	was := of(red)
-	if topo.segments(ranks); of(red) != was || of(blue) == was || topo.Domain(3, 0) != was {
+	if topo.segments(names); of(red) != was || of(blue) == was || topo.Domain(3, 0) != was {
 		t.Errorf("with namespace 3 on red's bridge: red %#x, blue %#x, the namespace %#x; want %#x, another, %#[4]x", of(red), of(blue), topo.Domain(3, 0), was)
 	}
 }
@@ -127,10 +128,10 @@ func TestADomainKeepsItsName(t *testing.T) {
 	}
 	own, early, late := &Space{Netns: 9, Own: true}, &Space{Netns: 8}, &Space{Netns: 3}
 	topo := &Topology{Spaces: []*Space{own, early}}
-	var ranks map[uint64]int
+	var names naming
 	want := func(own, early, late uint64) {
 		t.Helper()
-		ranks = topo.segments(ranks)
+		names = topo.segments(names)
 		if o, e, l := topo.Domain(9, 0), topo.Domain(8, 0), topo.Domain(3, 0); o != own || e != early || l != late {
 			t.Errorf("domains: got %d of the agent's namespace, %d, %d; want %d, %d, %d", o, e, l, own, early, late)
 		}
@@ -147,4 +148,59 @@ func TestADomainKeepsItsName(t *testing.T) {
 	want(9, 8, 8)
 	pair(late, own)
 	want(9, 9, 9)
+}
+
+// The namespace that gave a domain its name goes, as of a router's container that is
+// replaced: what the others talk about goes on under that name, and by it they are found.
+// Where the domain falls apart two parts never have one name.
+func TestADomainKeepsTheNameOfWhatIsGone(t *testing.T) {
+	spaces := map[uint64]*Space{}
+	var names naming
+	// domains are of the namespaces of which pairs lead from one to the next.
+	domains := func(of ...[]uint64) (got []uint64) {
+		topo := &Topology{}
+		for _, chain := range of {
+			for i, n := range chain {
+				spaces[n] = &Space{Netns: n}
+				topo.Spaces = append(topo.Spaces, spaces[n])
+				if i == 0 {
+					continue
+				}
+				was := spaces[chain[i-1]]
+				one, other := &Device{Link: &Link{Index: 1, Kind: "veth"}, Space: was}, &Device{Link: &Link{Index: 2, Kind: "veth"}, Space: spaces[n]}
+				one.Far, other.Far = other, one
+				was.Devices, spaces[n].Devices = append(was.Devices, one), append(spaces[n].Devices, other)
+			}
+		}
+		names = topo.segments(names)
+		for _, s := range topo.Spaces {
+			got = append(got, topo.Domain(s.Netns, 0))
+			if d := topo.Domain(s.Netns, 0); topo.Domain(d, 0) != d {
+				t.Errorf("namespace %d is in domain %d, which is asked for by that name: got %d", s.Netns, d, topo.Domain(d, 0))
+			}
+		}
+		return got
+	}
+	for _, c := range []struct {
+		name string
+		now  [][]uint64
+		want []uint64
+	}{
+		{"found", [][]uint64{{5, 6, 7, 8}}, []uint64{5, 5, 5, 5}},
+		{"the first goes", [][]uint64{{6, 7, 8}}, []uint64{5, 5, 5}},
+		{"another comes in its place", [][]uint64{{2, 6, 7, 8}}, []uint64{5, 5, 5, 5}},
+		{"a part leaves", [][]uint64{{2, 6}, {7, 8}}, []uint64{5, 5, 7, 7}},
+		{"and comes again", [][]uint64{{8, 7, 6, 2}}, []uint64{5, 5, 5, 5}},
+		{"the first one of old is elsewhere", [][]uint64{{5, 4}, {8, 7, 6, 2}}, []uint64{5, 5, 6, 6, 6, 6}},
+		{"and stays there", [][]uint64{{4}, {8, 7, 6, 2}}, []uint64{5, 6, 6, 6, 6}},
+		{"all are gone", nil, nil},
+		{"others", [][]uint64{{3, 1}}, []uint64{3, 3}},
+	} {
+		if got := domains(c.now...); !slices.Equal(got, c.want) {
+			t.Errorf("%s, %v: got %v, want %v", c.name, c.now, got, c.want)
+		}
+	}
+	if len(names.rank) != 2 {
+		t.Errorf("names known: got %v, want those of two namespaces", names.rank)
+	}
 }

@@ -44,7 +44,7 @@ type Mirror struct {
 	people    *people
 	refused   map[inode]string // namespaces that could not be entered, and why; at most 1024
 	peersRead time.Time        // of tunnels
-	ranks     map[uint64]int   // of the latest snapshot's segments: which was known first
+	domains   naming           // of the latest snapshot
 	resyncs   uint64           // because events were lost
 	dirty     bool
 	budget    budget // of snapshots

@@ -121,7 +121,7 @@ func (m *Mirror) snapshot() *Topology {
 			t.pair(d)
 		}
 	}
-	m.ranks = t.segments(m.ranks)
+	m.domains = t.segments(m.domains)
 	b := classifier{t, m.people, m.opts, tapNames(t)}
 	for _, s := range t.Spaces {
 		for _, d := range s.Devices {
