@@ -61,7 +61,6 @@ type tracker struct {
 	asks    []dump // lists that are still to be asked for
 	dumping bool
 	list    uint32 // number of the latest list
-	read    int64  // Unix nanoseconds: everything that came before has been read
 }
 
 // dump is a part of a list: connections of a family with a status under a mask.
@@ -236,7 +235,7 @@ func (t *tracker) open(s *Space) error {
 		return err
 	}
 	t.dumping = false
-	t.read = time.Now().UnixNano()
+	t.heard.Store(time.Now().UnixNano())
 	return t.listWhole()
 }
 
@@ -270,7 +269,7 @@ func (t *tracker) close() {
 		unix.Close(t.fd)
 		t.fd = -1
 	}
-	t.lose(t.read)
+	t.lose(t.heard.Load())
 }
 
 // ask asks for the next part of the list; the kernel gives one at a time.
@@ -294,7 +293,7 @@ func (t *tracker) receive(buffer []byte) error {
 		n, _, err := unix.Recvfrom(t.fd, buffer, 0)
 		switch {
 		case errors.Is(err, unix.EAGAIN):
-			t.read = began
+			t.heard.Store(began)
 			return t.err
 		case errors.Is(err, unix.EINTR):
 			continue

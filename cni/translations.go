@@ -53,6 +53,9 @@ type translations struct {
 	// sieve is how many ends fall into each cell. 0: those are not in index, and who asks
 	// need not wait. A domain may have hundreds of namespaces to ask.
 	sieve [sieveCells]atomic.Uint32
+	// heard is until when every word that came has been read, in Unix nanoseconds; 0: not
+	// known. What passed more than lag later may be of a connection whose word waits.
+	heard atomic.Int64
 
 	mu    sync.Mutex
 	all   []translated // index 0: none
@@ -119,8 +122,14 @@ type translated struct {
 // times are between which two something happened, Unix nanoseconds.
 type times struct{ after, before int64 }
 
-// word is when something happened of which the word comes now.
-func word(now int64) times { return times{now - lag, now} }
+// word is when something happened of which the word comes now: after all that was heard
+// before, however late this is read.
+func (t *translations) word(now int64) times {
+	if heard := t.heard.Load(); heard != 0 && heard < now-lag {
+		return times{heard, now}
+	}
+	return times{now - lag, now}
+}
 
 var stands = times{never, never}
 
@@ -173,7 +182,7 @@ func (t *translations) each(k packed, f func(i uint32, e *translated) bool) {
 func (t *translations) find(ends packed, first, last int64) (found flows.Translation, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if last > t.sure {
+	if heard := t.heard.Load(); last > t.sure || heard != 0 && last > heard+lag {
 		return found, false
 	}
 	several, one := false, (*translated)(nil)
@@ -198,7 +207,7 @@ func (t *translations) add(to flows.Translation, zone uint16, now int64, list ui
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	opened, sent := pack(to.Opened), pack(to.Sent)
-	known, over := false, word(now)
+	known, over := false, t.word(now)
 	began := times{over.after, over.after} // the packet that makes a translation passes before its word comes
 	switch {
 	case listed && t.sure == 0:
@@ -252,7 +261,7 @@ func (t *translations) end(k flows.Key, zone uint16, now int64) {
 	opened := pack(k)
 	t.each(opened, func(_ uint32, e *translated) bool {
 		if e.zone == zone && e.opened == opened && e.ended == stands {
-			e.ended = word(now)
+			e.ended = t.word(now)
 		}
 		return true
 	})
@@ -271,7 +280,7 @@ func (t *translations) direct(k flows.Key, zone uint16, now int64) {
 		case e.between(ends):
 			e.crossed = true
 		default:
-			e.ended = word(now)
+			e.ended = t.word(now)
 		}
 		return true
 	})
@@ -301,7 +310,7 @@ func (t *translations) complete(list uint32, now int64) {
 		case e.unheard:
 			e.ended = times{min(t.sure, t.checked), now}
 		default:
-			e.ended = times{min(t.sure, now-lag), now}
+			e.ended = times{min(t.sure, t.word(now).after), now}
 		}
 	}
 	t.sure, t.checked = never, now

@@ -77,6 +77,13 @@ func TestATranslationHoldsInItsTime(t *testing.T) {
 		}, toOne, 11, 12, oneBackend},
 		{"events are missing", func(x *tracker) { x.hears(10, one, 0, 0); x.lose(nanos(20)) }, toService, 11, 25, ""},
 		{"before they are", func(x *tracker) { x.hears(10, one, 0, 0); x.lose(nanos(20)) }, toService, 11, 19, oneBackend},
+		{"its end was read late", func(x *tracker) { x.hears(10, one, 0, 0); x.readLate(12, 20, one, ctDelete) }, toService, 13, 14, ""},
+		{"before all that was read late", func(x *tracker) { x.hears(10, one, 0, 0); x.readLate(12, 20, one, ctDelete) }, toService, 10, 11, oneBackend},
+		{"the next one was read late", func(x *tracker) { x.hears(10, one, 0, 0); x.readLate(12, 20, two, 0) }, toService, 13, 18, ""},
+		{"one that is not translated was read late", func(x *tracker) { x.hears(10, one, 0, 0); x.readLate(12, 20, plain, 0) }, toOne, 13, 18, ""},
+		{"it was read late itself", func(x *tracker) { x.readLate(12, 20, one, 0) }, toService, 13, 25, oneBackend},
+		{"nothing was read since", func(x *tracker) { x.hears(10, one, 0, 0); x.heard.Store(nanos(12)) }, toService, 11, 14, ""},
+		{"nothing was read since, before", func(x *tracker) { x.hears(10, one, 0, 0); x.heard.Store(nanos(12)) }, toService, 11, 13, oneBackend},
 		{"still listed then", func(x *tracker) { x.again2(one, one) }, toService, 11, 35, oneBackend},
 		{"not listed any more", func(x *tracker) { x.again2(one, nil) }, toService, 11, 25, ""},
 		{"not listed any more, before", func(x *tracker) { x.again2(one, nil) }, toService, 11, 19, oneBackend},
@@ -92,6 +99,15 @@ func TestATranslationHoldsInItsTime(t *testing.T) {
 			}
 		}
 	}
+}
+
+// readLate reads at s seconds what came some time after heard seconds.
+func (t *tracker) readLate(heard, s float64, body []byte, kind uint16) {
+	t.heard.Store(nanos(heard))
+	t.hears(s, body, kind, 0)
+	t.heard.Store(nanos(s))
+	t.hears(s+100, tracked("10.0.0.99:1", aService, oneBackend, 0), 0, 0)
+	t.heard.Store(nanos(s + 100))
 }
 
 // again2 hears of was, misses what comes after 20 s, and lists is at 30 s.
