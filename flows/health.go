@@ -2,7 +2,10 @@
 
 package flows
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // trouble is what was dropped of a conversation in the period.
 type trouble struct {
@@ -27,17 +30,6 @@ func (d *trouble) add(reason string, packets uint64) {
 			return
 		}
 	}
-}
-
-// most is the reason of most packets.
-func (d *trouble) most() (reason string) {
-	var n uint64
-	for _, r := range d.reasons {
-		if r.packets > n {
-			reason, n = r.reason, r.packets
-		}
-	}
-	return reason
 }
 
 // learn adds what s measured of TCP to c's hop h; the handshake that was known before is was.
@@ -83,7 +75,8 @@ func (t *Table) dropped(drops []DropSample) {
 		var c *conversation
 		if at := t.convs.find(&key, t.convs.hashOf(&key)); at != 0 {
 			c = t.convs.at(at)
-		} else if c, _ = t.held(Scope{Netns: key.netns}, d.Key, d.First, d.Last); c == nil {
+		}
+		if c, _ = t.held(c, 0, Scope{Netns: key.netns}, d.Key, d.First, d.Last); c == nil {
 			continue
 		}
 		if c.trouble == 0 {
@@ -93,18 +86,44 @@ func (t *Table) dropped(drops []DropSample) {
 	}
 }
 
-// tell adds to r what v's view with index i knows beyond counts.
-func (t *Table) tell(r *Record, v *views, i int) {
-	c, src := v.of[i].c, v.of[i].src
-	if c.trouble != 0 {
-		d := t.troubles.at(c.trouble)
-		if d.packets > r.Dropped { // a packet is dropped in one view
-			r.DropReason = d.most()
+// recordDrops adds up what was dropped in all views: a packet is in one of them.
+func (t *Table) recordDrops(r *Record, v *views) {
+	var reasons []reasonCount
+	for _, w := range v.all() {
+		if w.c.trouble == 0 {
+			continue
 		}
+		d := t.troubles.at(w.c.trouble)
 		r.Dropped += d.packets
+		for _, n := range d.reasons {
+			i := slices.IndexFunc(reasons, func(o reasonCount) bool { return o.reason == n.reason })
+			if i < 0 {
+				i, reasons = len(reasons), append(reasons, reasonCount{reason: n.reason})
+			}
+			reasons[i].packets += n.packets
+		}
+		t.forgetDrops(w.c)
+	}
+	most := uint64(0)
+	for _, n := range reasons {
+		if n.packets > most {
+			r.DropReason, most = n.reason, n.packets
+		}
+	}
+}
+
+// forgetDrops lets go of what was dropped of c. What came after its last record is in
+// the drop account alone.
+func (t *Table) forgetDrops(c *conversation) {
+	if c.trouble != 0 {
 		t.troubles.give(c.trouble)
 		c.trouble = 0
 	}
+}
+
+// tell adds to r what v's view with index i knows beyond counts.
+func (t *Table) tell(r *Record, v *views, i int) {
+	c, src := v.of[i].c, v.of[i].src
 	if r.TCP == nil {
 		return
 	}

@@ -122,7 +122,7 @@ func (t *Table) record(c *conversation, why EndReason) {
 	if m.finished() {
 		why = EndOfFlow
 	}
-	first := &v.of[0]
+	first := &v.of[max(v.chosen[0], 0)]
 	r := Record{
 		Scope: c.key.scope(), Key: v.key(), Initiator: m.basis, EndReason: why,
 		TCPFlags: m.flags[0], ReverseTCPFlags: m.flags[1],
@@ -141,6 +141,7 @@ func (t *Table) record(c *conversation, why EndReason) {
 		t.recordView(&r, &v, i)
 	}
 	r.sortHops()
+	t.recordDrops(&r, &v)
 	t.recordSockets(&r, &v)
 	if t.records == nil {
 		t.records = make([]Record, 0, max(t.expect, 16))

@@ -71,10 +71,11 @@ func (t *Table) conversationOf(s *SocketSample) (*conversation, side) {
 		key.netns = s.Netns
 		i = t.convs.find(&key, t.convs.hashOf(&key))
 	}
-	if i == 0 {
-		return t.held(Scope{Netns: cmp.Or(s.Domain, s.Netns)}, s.Key, s.First, s.Last)
+	var c *conversation
+	if i != 0 {
+		c = t.convs.at(i)
 	}
-	return t.convs.at(i), from
+	return t.held(c, from, Scope{Netns: cmp.Or(s.Domain, s.Netns)}, s.Key, s.First, s.Last)
 }
 
 // recordSockets puts what both sides' sockets told since the last record into r. Each

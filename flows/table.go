@@ -364,6 +364,7 @@ func (t *Table) close(i uint32, why EndReason) {
 	t.record(c, why)
 	t.dropIdle(c)
 	t.forgetSockets(c)
+	t.forgetDrops(c)
 	if id := c.connectionID(); id != 0 && !t.apart {
 		t.ids.remove(id, i)
 	}

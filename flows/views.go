@@ -322,33 +322,40 @@ func (t *Table) told(scope Scope, k Key, first, last int64) Key {
 	return to.ends().Reverse()
 }
 
-// held is the conversation that is held of a connection by any of its addresses, for what
-// comes with addresses that no device saw; sent is the side that sent k. nil: none is.
-func (t *Table) held(scope Scope, k Key, first, last int64) (c *conversation, sent side) {
-	if t.translations == nil || t.apart || !k.ports() {
-		return nil, 0
+// held is the conversation to which what comes with k belongs: c, which has that key,
+// or nil; if its period holds nothing, another view of the connection that has gained,
+// or did last, as its record will be made. sent is the side that sent k, from that of c.
+func (t *Table) held(c *conversation, from side, scope Scope, k Key, first, last int64) (best *conversation, sent side) {
+	if c != nil && c.is(convGained) || t.translations == nil || t.apart || !k.ports() {
+		return c, from
 	}
 	to, ok := t.translations.Translation(scope, k, first, last)
 	if !ok {
-		return nil, 0
+		return c, from
 	}
 	own := convKey{netns: scope.Netns}
-	asked, sent := own.seenAs(k)
+	asked, sender := own.seenAs(k)
 	_, src, ok := to.in(&asked)
 	if !ok {
-		return nil, 0
+		return c, from
 	}
+	best, sent = c, from
 	for _, as := range to.keys() {
 		if !as.Src.IsValid() {
 			continue
 		}
-		key, from := own.seenAs(as)
-		if at := t.convs.find(&key, t.convs.hashOf(&key)); at != 0 {
-			if sent != src {
-				from = 1 - from
-			}
-			return t.convs.at(at), from
+		key, end := own.seenAs(as)
+		at := t.convs.find(&key, t.convs.hashOf(&key))
+		if at == 0 {
+			continue
+		}
+		p := t.convs.at(at)
+		if best != nil && (best.is(convGained) || !p.is(convGained) && p.last <= best.last) {
+			continue
+		}
+		if best, sent = p, end; sender != src {
+			sent = 1 - end
 		}
 	}
-	return nil, 0
+	return best, sent
 }

@@ -311,6 +311,69 @@ func TestSocketsAndDropsMeetTheirConnectionByAnyAddress(t *testing.T) {
 	}
 }
 
+// What was dropped in several views is told once, with the reason of most of it.
+func TestDropsOfAllViewsAddUp(t *testing.T) {
+	to := nodePorted(ProtoTCP)
+	table := NewTable(TableOptions{Translations: &tracking{to}})
+	drop := func(k Key, reason string, n uint64) DropSample {
+		return DropSample{Key: k, At: Point{Netns: 1}, Reason: reason, Class: DropLoss, Packets: n, First: 1, Last: 2}
+	}
+	table.Fold(Batch{At: second(1), Final: true,
+		Flows: []Sample{flow(podIn, to.Opened, 30, 0.5, dscp(9)), flow(bridge, tcp(aClient, aBackend), 30, 0.5001, dscp(9)), flow(eth0Out, to.Sent, 30, 0.5002, dscp(8))},
+		Drops: []DropSample{drop(to.Opened, "A", 3), drop(tcp(aClient, aBackend), "B", 2), drop(to.Sent.Reverse(), "B", 2), drop(to.Sent, "C", 1)}})
+	w := table.Close(second(2))
+	if len(w.Records) != 1 {
+		t.Fatalf("got %d records, want 1", len(w.Records))
+	}
+	if r := w.Records[0]; r.Dropped != 8 || r.DropReason != "B" || r.DSCP != 9 {
+		t.Errorf("got %d dropped, most for %q, DSCP %d; want 8, B, 9", r.Dropped, r.DropReason, r.DSCP)
+	}
+}
+
+// A view that is silent while its connection goes on keeps nothing back: what is dropped
+// and what sockets tell by its addresses is in the record of the view that is not.
+func TestASilentViewKeepsNothingBack(t *testing.T) {
+	to := serviced(ProtoTCP)
+	const syn, ack = FlagSYN, FlagSYN | FlagACK
+	for _, by := range []Key{to.Opened, to.Sent, to.Opened.Reverse()} {
+		table := NewTable(TableOptions{Translations: &tracking{to}})
+		open := []Sample{
+			flow(podIn, to.Opened, 3, 0.5, starts(syn, 100, 0)), flow(eth0Out, to.Sent, 3, 0.5001, starts(syn, 100, 0)),
+			flow(eth0In, to.Sent.Reverse(), 2, 0.6, starts(ack, 700, 101)), flow(podOut, to.Opened.Reverse(), 2, 0.6001, starts(ack, 700, 101)),
+		}
+		table.Fold(Batch{At: second(1), Final: true, Flows: open})
+		if w, _ := table.Fold(Batch{At: second(30), Final: true}); len(w.Records) != 1 {
+			t.Fatalf("got %d records, want 1", len(w.Records))
+		}
+		table.Fold(Batch{At: second(31), Final: true, Flows: []Sample{flow(eth0Out, to.Sent, 4, 30.5)},
+			Drops:   []DropSample{{Key: by, At: Point{Netns: 1}, Reason: "A", Class: DropLoss, Packets: 3, First: 1, Last: 2}},
+			Sockets: []SocketSample{{Key: to.Opened, Netns: 1, Process: Process{PID: 11}, SocketFigures: SocketFigures{Retransmits: 4}, Events: 1}}})
+		w := table.Close(second(32))
+		if len(w.Records) != 1 {
+			t.Fatalf("then: got %d records, want 1", len(w.Records))
+		}
+		r := w.Records[0]
+		if r.Dropped != 3 || r.SourceSocket == nil || r.SourceSocket.Retransmits != 4 || w.Ledger.SocketsUnmatched != 0 {
+			t.Errorf("dropped as %s: got %d, socket %+v, %d unmatched; want 3, 4 sent again, 0", by, r.Dropped, r.SourceSocket, w.Ledger.SocketsUnmatched)
+		}
+	}
+}
+
+// What is dropped of a connection that is silent until it is forgotten takes no room then.
+func TestDropsOfWhatIsForgottenTakeNoRoom(t *testing.T) {
+	table, k := NewTable(TableOptions{}), serviced(ProtoTCP).Sent
+	table.Fold(Batch{At: second(1), Final: true, Flows: []Sample{flow(podIn, k, 3, 0.5, starts(FlagSYN, 100, 0)), flow(podOut, k.Reverse(), 2, 0.6, starts(FlagSYN|FlagACK, 700, 101))}})
+	table.Fold(Batch{At: second(30), Final: true})
+	table.Fold(Batch{At: second(31), Final: true, Drops: []DropSample{{Key: k, At: Point{Netns: 1}, Reason: "A", Class: DropLoss, Packets: 3, First: 1, Last: 2}}})
+	if n := table.troubles.taken(); n != 1 {
+		t.Fatalf("drops held of %d conversations, want 1", n)
+	}
+	table.Fold(Batch{At: second(3000), Final: true})
+	if n, c := table.troubles.taken(), table.Conversations(); n != 0 || c != 0 {
+		t.Errorf("drops held of %d conversations, of which there are %d; want 0 and 0", n, c)
+	}
+}
+
 // What goes on now is joined as records are, and its drops are its own.
 func TestRankingsHaveATranslatedConnectionOnce(t *testing.T) {
 	to := serviced(ProtoUDP)
