@@ -8,7 +8,7 @@ import (
 	"math/rand/v2"
 )
 
-// conversation is the state of one live conversation: 168 bytes, no pointers.
+// conversation is the state of one live conversation: 176 bytes, no pointers.
 type conversation struct {
 	key    convKey
 	first  hop      // the first of its hops; the others follow it
@@ -27,6 +27,7 @@ type conversation struct {
 
 	trouble uint32 // in the table's troubles; 0: nothing dropped
 	syn     uint32 // when the opener's SYN was first seen, in units of 256 ns, modulo 2^32; 0: it was not
+	answer  uint32 // when the SYN-ACK was: the same
 }
 
 // convState is a set of facts about a conversation.
@@ -74,8 +75,12 @@ func (c *conversation) handshake(s *Sample, d side) {
 		c.learnISN(opener, s.AckNumber-1)
 	}
 	c.learnISN(d, s.SeqNumber)
-	if at := max(uint32(s.First>>8), 1); d == opener && (c.syn == 0 || int32(at-c.syn) < 0) {
-		c.syn = at
+	seen := &c.syn
+	if d != opener {
+		seen = &c.answer
+	}
+	if at := max(uint32(s.First>>8), 1); *seen == 0 || int32(at-*seen) < 0 {
+		*seen = at
 	}
 	if !c.is(convSYN) {
 		c.state |= convSYN

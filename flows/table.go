@@ -32,9 +32,9 @@ type TableOptions struct {
 	// EndLackOfResources, for each new one. No more than twice the bound are
 	// closed so in one drain; samples of new conversations beyond that are
 	// counted as SkipConversationLimit.
-	// Memory: 168 bytes a conversation with its first hop, 48 for each further
+	// Memory: 176 bytes a conversation with its first hop, 48 for each further
 	// hop (at most 3 times MaxConversations), 11 to 22 for the index, and as much again for
-	// that of TCP connections unless Apart: at most 44 MiB by default; and 72 for each end
+	// that of TCP connections unless Apart: at most 45 MiB by default; and 72 for each end
 	// whose socket is on this host and told something, at most 18 MiB. Taken as needed,
 	// never returned.
 	MaxConversations int

@@ -150,7 +150,8 @@ func (t *Table) shares(p *conversation, v *views) bool {
 const synPasses = 10_000_000_000 >> 8
 
 // sameConnection is the translation that conversations show which have the same
-// ConnectionID: who saw the SYN first has it as it was opened.
+// ConnectionID: who saw the SYN first has it as it was opened. Numbers can be copied, so
+// the views have to be a path as well.
 func (t *Table) sameConnection(c *conversation) (to Translation, ok bool) {
 	id := c.connectionID()
 	if id == 0 || t.apart {
@@ -173,10 +174,7 @@ func (t *Table) sameConnection(c *conversation) (to Translation, ok bool) {
 	}
 	slices.SortFunc(same[:n], func(a, b *conversation) int { return cmp.Compare(int32(a.syn-b.syn), 0) })
 	for i, p := range same[1:n] {
-		if later := p.syn - same[i].syn; later == 0 || later > synPasses {
-			return to, false // which was first is not known, or it is another SYN
-		}
-		if t.meet(same[i], p) || t.meet(same[0], p) {
+		if !t.leads(same[i], p) || t.meet(same[0], p) {
 			return to, false
 		}
 	}
@@ -184,6 +182,41 @@ func (t *Table) sameConnection(c *conversation) (to Translation, ok bool) {
 	to = Translation{before.key.from(before.opener()), after.key.from(after.opener())}
 	_, _, ok = to.in(&c.key)
 	return to, ok
+}
+
+// leads reports whether what a sees may come to p next. The SYN passes a first, and its
+// answer p: who copies the numbers of others has the second one from that answer, and is
+// too late with his own.
+func (t *Table) leads(a, p *conversation) bool {
+	if later := p.syn - a.syn; later == 0 || later > synPasses {
+		return false // which was first is not known, or it is another SYN
+	}
+	if a.answer == 0 || p.answer == 0 || int32(a.answer-p.answer) < 0 {
+		return false
+	}
+	return !t.meet(a, p) && t.feeds(a, a.opener(), p, p.opener()) && t.feeds(p, 1-p.opener(), a, 1-a.opener())
+}
+
+// surplus is how many packets more than twice as many a view may have as the one that they
+// come from: it is read a moment later, and a point may have had no room.
+const surplus = 64
+
+// feeds reports whether what to has from its side s can have come from what from has: no
+// more comes out of a translation than goes in. Who has both ends of two connections
+// cannot hide the traffic of one behind the other.
+func (t *Table) feeds(from *conversation, f side, to *conversation, s side) bool {
+	in := t.most(from, f)
+	return in == 0 || t.most(to, s) <= 2*in+surplus // 0: it goes another way, and to makes the total
+}
+
+// most is how many packets of side s the point has in this period that has most.
+func (t *Table) most(c *conversation, s side) (n uint64) {
+	for h := &c.first; h != nil; h = t.after(h) {
+		if h.from() == s {
+			n = max(n, h.packets)
+		}
+	}
+	return n
 }
 
 // meet reports whether one point has seen the openers of both go by. A packet passes none

@@ -234,6 +234,24 @@ func TestWhatIsNotOneConnectionIsNotJoined(t *testing.T) {
 			slices.Concat(connection(to.Opened, podIn, podOut, 100, 0.5), connection(tcp("10.9.0.5:40001", "203.0.113.66:443"), podIn, podOut, 100, 0.51)),
 		},
 		{
+			"numbers copied from others, whose answer was seen before", TableOptions{},
+			slices.Concat(connection(to.Opened, podIn, podOut, 100, 0.5), connection(tcp("10.9.0.66:66", "10.9.0.67:67"), eth0Out, eth0In, 100, 0.51)),
+		},
+		{
+			"numbers of one's own, and more traffic behind than before", TableOptions{},
+			[]Sample{
+				flow(podIn, to.Opened, 3, 0.5, starts(FlagSYN, 100, 0)), flow(podOut, to.Opened.Reverse(), 2, 0.7, back(150, 100)...),
+				flow(eth0Out, tcp("10.9.0.66:66", "10.9.0.67:67"), 100_000, 0.51, syn(100)...), flow(eth0In, tcp("10.9.0.67:67", "10.9.0.66:66"), 2, 0.6, back(150, 100)...),
+			},
+		},
+		{
+			"numbers of one's own, and more answers before than behind", TableOptions{},
+			[]Sample{
+				flow(podIn, to.Opened, 3, 0.5, starts(FlagSYN, 100, 0)), flow(podOut, to.Opened.Reverse(), 100_000, 0.7, back(150, 100)...),
+				flow(eth0Out, tcp("10.9.0.66:66", "10.9.0.67:67"), 3, 0.51, syn(100)...), flow(eth0In, tcp("10.9.0.67:67", "10.9.0.66:66"), 2, 0.6, back(150, 100)...),
+			},
+		},
+		{
 			"asked to be kept apart", TableOptions{Translations: &tracking{to}, Apart: true},
 			slices.Concat(connection(to.Opened, podIn, podOut, 100, 0.5), connection(to.Sent, eth0Out, eth0In, 100, 0.5001)),
 		},
