@@ -117,6 +117,7 @@ type translated struct {
 	unheard bool
 	// crossed: a connection that is not translated may have the ends between the translations.
 	crossed bool
+	told    bool // that it ended; else what came in its place says so
 }
 
 // times are between which two something happened, Unix nanoseconds.
@@ -190,6 +191,9 @@ func (t *translations) find(ends packed, first, last int64) (found flows.Transla
 		if first >= e.ended.before || last < e.began.after || e.crossed && e.between(ends) { // certainly not, or it may be another's
 			return true
 		}
+		if e.told && e.opened.proto == flows.ProtoTCP && e.began.before+lag <= first && e.ended.before <= last {
+			return true // an earlier connection on these ports: this one goes on beyond its end
+		}
 		several = several || ok || last > e.ended.after || first < e.began.before
 		ok, one = true, e
 		return !several
@@ -261,7 +265,7 @@ func (t *translations) end(k flows.Key, zone uint16, now int64) {
 	opened := pack(k)
 	t.each(opened, func(_ uint32, e *translated) bool {
 		if e.zone == zone && e.opened == opened && e.ended == stands {
-			e.ended = t.word(now)
+			e.ended, e.told = t.word(now), true
 		}
 		return true
 	})

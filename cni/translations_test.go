@@ -75,6 +75,21 @@ func TestATranslationHoldsInItsTime(t *testing.T) {
 			x.hears(10, one, 0, 0)
 			x.hears(10, tracked(aClient, oneBackend, oneBackend, 9), 0, 0)
 		}, toOne, 11, 12, oneBackend},
+		{"right after another on its port", func(x *tracker) {
+			x.hears(2, one, 0, 0)
+			x.hears(10, one, ctDelete, 0)
+			x.hears(10.001, two, 0, 0)
+		}, toService, 9.9995, 12, otherBackend},
+		{"before another on its port", func(x *tracker) {
+			x.hears(2, one, 0, 0)
+			x.hears(10, one, ctDelete, 0)
+			x.hears(10.001, two, 0, 0)
+		}, toService, 3, 8.5, oneBackend},
+		{"translated otherwise in its midst", func(x *tracker) {
+			x.hears(10, one, 0, 0)
+			x.hears(10.5, one, ctDelete, 0)
+			x.hears(10.501, two, 0, 0)
+		}, toService, 9.9995, 12, ""},
 		{"events are missing", func(x *tracker) { x.hears(10, one, 0, 0); x.lose(nanos(20)) }, toService, 11, 25, ""},
 		{"before they are", func(x *tracker) { x.hears(10, one, 0, 0); x.lose(nanos(20)) }, toService, 11, 19, oneBackend},
 		{"its end was read late", func(x *tracker) { x.hears(10, one, 0, 0); x.readLate(12, 20, one, ctDelete) }, toService, 13, 14, ""},
