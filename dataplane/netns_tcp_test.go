@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -400,6 +401,21 @@ func (n *nsSpace) drops(dev string, oneIn, burst int32) {
 	}); err != nil {
 		n.t.Fatal(err)
 	}
+}
+
+// discards has nftables drop received packets with data that a rule chooses.
+func (n *nsSpace) discards(rule string) {
+	n.t.Helper()
+	nft := nsProgramOf(n.t, "nft", "nftables")
+	n.do(func() error {
+		cmd := exec.Command(nft, "-f", "-")
+		cmd.Stdin = strings.NewReader("table inet loss { chain c { type filter hook prerouting priority -300; meta l4proto tcp meta length > 200 " + rule + " counter drop; }; }")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			n.t.Logf("nft: %s", out)
+		}
+		return err
+	})
 }
 
 // TestRetransmitsAreWhatTheSenderCounts: every segment that the client's kernel sent

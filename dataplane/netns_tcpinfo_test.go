@@ -116,10 +116,12 @@ func TestHealthAgreesWithTCPInfo(t *testing.T) {
 	for _, k := range []struct {
 		name         string
 		oneIn, burst int32
+		rule         string // of nftables
 		conns, bytes int
 	}{
-		{"bulk", 0, 0, 1, size}, {"random loss", 50, 0, 1, size}, {"burst loss", 0, 6, 1, size},
-		{"short connections", 0, 0, short, 2000},
+		{"bulk", 0, 0, "", 1, size}, {"random loss", 50, 0, "", 1, size}, {"burst loss", 0, 6, "", 1, size},
+		{"random loss, nftables", 0, 0, "numgen random mod 100 < 2", 1, size}, {"burst loss, nftables", 0, 0, "numgen inc mod 256 < 6", 1, size},
+		{"short connections", 0, 0, "", short, 2000},
 	} {
 		t.Run(k.name, func(t *testing.T) {
 			slack := 5 * time.Millisecond
@@ -130,6 +132,8 @@ func TestHealthAgreesWithTCPInfo(t *testing.T) {
 			r.lossy()
 			if k.oneIn+k.burst > 0 {
 				r.server.drops("eth0", k.oneIn, k.burst)
+			} else if k.rule != "" {
+				r.server.discards(k.rule)
 			}
 			before := r.client.snmp("RetransSegs")
 			var froms []netip.AddrPort
@@ -157,7 +161,7 @@ func TestHealthAgreesWithTCPInfo(t *testing.T) {
 			if got != again || socks != again {
 				t.Errorf("sent again: got %d, nstat says %d, the sockets %d", got, again, socks)
 			}
-			if k.oneIn+k.burst > 0 && again == 0 {
+			if (k.oneIn+k.burst > 0 || k.rule != "") && again == 0 {
 				t.Error("nothing was lost: the test shows nothing")
 			}
 			r.a.stop()
