@@ -100,25 +100,61 @@ func among(spaces []*Space, named []string) []*Space {
 }
 
 // find is the translation of what had k's ends, in either direction, in a namespace for
-// which in is true, all the time from first to last (Unix nanoseconds). false: none, or
-// not certain which.
+// which in is true, all the time from first to last (Unix nanoseconds). What another
+// namespace sends on once more is one with it. false: none, or not certain which.
 func (c *conntrack) find(in func(space uint64) bool, k flows.Key, first, last int64) (found flows.Translation, ok bool) {
+	one, other, n := c.with(in, k, first, last)
+	if n == 1 {
+		for _, end := range []flows.Key{one.Sent, one.Opened} {
+			if _, cell := cellsOf(pack(end).unsided()); c.places.sieve[cell].Load() < 2 || end == k || end == k.Reverse() {
+				continue // that is its own, or was asked for
+			}
+			if a, b, m := c.with(in, end, first, last); m == 2 {
+				if whole, ok := inARow(a, b); ok {
+					return whole, true
+				}
+			}
+		}
+	}
+	if n == 2 {
+		return inARow(one, other)
+	}
+	return one, n == 1
+}
+
+// with is the translations that have k's ends, as find says: n is how many differ, at
+// most three, of which there are two.
+func (c *conntrack) with(in func(space uint64) bool, k flows.Key, first, last int64) (one, other flows.Translation, n int) {
 	ends := pack(k).unsided()
-	cell := cellOf(ends)
+	cell, all := cellsOf(ends)
+	if c.places.sieve[all].Load() == 0 {
+		return one, other, 0
+	}
 	for _, t := range *c.known.Load() {
 		if t.sieve[cell].Load() == 0 || !in(t.space) {
 			continue
 		}
 		to, known := t.find(ends, first, last)
 		switch {
-		case !known:
-		case ok && to != found:
-			return found, false
+		case !known || n > 0 && to == one || n > 1 && to == other:
+		case n == 0:
+			one, n = to, 1
+		case n == 1:
+			other, n = to, 2
 		default:
-			found, ok = to, true
+			return one, other, 3
 		}
 	}
-	return found, ok
+	return one, other, n
+}
+
+// inARow is one translation after the other, whichever is first.
+func inARow(a, b flows.Translation) (whole flows.Translation, ok bool) {
+	if b.Sent == a.Opened {
+		a, b = b, a
+	}
+	whole = flows.Translation{Opened: a.Opened, Via: a.Sent, Sent: b.Sent}
+	return whole, a.Sent == b.Opened && whole.Opened != whole.Sent
 }
 
 func (c *conntrack) state() SourceStatus {

@@ -97,7 +97,7 @@ func TestServiceOfABackendIsAsSureAsItsEvidence(t *testing.T) {
 	})
 	go k.makeBackends(t.Context())
 	soonEnough(t, 5*time.Second, "the backend is known", func() bool { return len(k.backendsNow()) == 1 })
-	nat := &tracker{space: own, translations: newTranslations(new(places))}
+	nat := &tracker{space: own, translations: newTranslations(&c.nat.places)}
 	nat.add(flows.Translation{Opened: tracking("10.0.0.1:4000", "10.96.0.1:80"), Sent: direct}, 0, began, 1, true)
 	nat.complete(1, began)
 	c.nat.known.Store(&[]*tracker{nat})

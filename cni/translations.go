@@ -35,6 +35,9 @@ const endedFor = int64(300e9) // ns
 
 // places is what the translations of all network namespaces share.
 type places struct {
+	// sieve is how many ends fall into each cell, of all namespaces: 1 MiB, taken as needed, so that most of
+	// what nobody translates, and what is translated once, is known without asking any.
+	sieve     [allCells]atomic.Uint32
 	spent     atomic.Int64  // places in use
 	forgotten atomic.Uint64 // translations that made room while they stood
 }
@@ -42,10 +45,24 @@ type places struct {
 // sieveCells are so many that 100 connections leave four of five empty.
 const sieveCells = 2048
 
+// allCells are so many that 10,000 connections leave nine of ten empty.
+const allCells = 1 << 18
+
 var sieveSeed = maphash.MakeSeed()
 
-// cellOf is the cell of the sieve for ends that are [packed.unsided].
-func cellOf(ends packed) int { return int(maphash.Comparable(sieveSeed, ends) % sieveCells) }
+// cellsOf is the cells of a namespace's sieve and of everybody's for ends that are
+// [packed.unsided].
+func cellsOf(ends packed) (own, all uint64) {
+	h := maphash.Comparable(sieveSeed, ends)
+	return h % sieveCells, h >> 32 % allCells
+}
+
+// count adds n to what both sieves have of ends that are [packed.unsided].
+func (t *translations) count(ends packed, n int32) {
+	own, all := cellsOf(ends)
+	t.sieve[own].Add(uint32(n))
+	t.places.sieve[all].Add(uint32(n))
+}
 
 // translations are the connections of one network namespace whose addresses the kernel
 // translates, each with the time in which it did. For any number of goroutines.
@@ -253,7 +270,7 @@ func (t *translations) add(to flows.Translation, zone uint16, now int64, list ui
 	for stage, k := range e.ends() {
 		if k.proto != 0 {
 			e.older[stage], t.index[k] = t.index[k], i
-			t.sieve[cellOf(k)].Add(1)
+			t.count(k, 1)
 		}
 	}
 }
@@ -338,12 +355,13 @@ func (t *translations) age(now int64) {
 func (t *translations) leave() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for i := range t.all {
+		if t.all[i].opened.proto != 0 {
+			t.drop(uint32(i))
+		}
+	}
 	t.places.spent.Add(1 - int64(len(t.all)))
 	t.all, t.free, t.hand, t.sure = t.all[:1], nil, 0, 0
-	clear(t.index)
-	for i := range t.sieve {
-		t.sieve[i].Store(0)
-	}
 }
 
 // standing is how many have not ended.
@@ -396,7 +414,7 @@ func (t *translations) drop(i uint32) {
 		if k.proto == 0 {
 			continue
 		}
-		t.sieve[cellOf(k)].Add(^uint32(0))
+		t.count(k, -1)
 		if t.index[k] == i {
 			if t.index[k] = e.older[stage]; e.older[stage] == 0 {
 				delete(t.index, k)

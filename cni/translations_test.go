@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"weft/flows"
 )
@@ -270,6 +271,11 @@ func TestNamespacesShareTheRoomForTranslations(t *testing.T) {
 	if n := all.spent.Load(); n != 0 {
 		t.Errorf("all gone: %d places are taken, want none", n)
 	}
+	for i := range all.sieve {
+		if n := all.sieve[i].Load(); n != 0 {
+			t.Fatalf("all gone: %d ends are in cell %d of everybody's sieve, want none", n, i)
+		}
+	}
 }
 
 // TestLoopbackAddressesAreTranslatedInTheirNamespaceAlone: two pods on one bridge are one
@@ -279,7 +285,7 @@ func TestLoopbackAddressesAreTranslatedInTheirNamespaceAlone(t *testing.T) {
 	r := NewResolver()
 	r.joined(map[uint64]uint64{domain: domain, one: domain, other: domain})
 	c := &Census{resolver: r, nat: newConntrack(quiet(), nil)}
-	x := &tracker{space: other, translations: newTranslations(new(places))}
+	x := &tracker{space: other, translations: newTranslations(&c.nat.places)}
 	x.complete(1, nanos(1))
 	local := flows.Translation{Opened: tracking("127.0.0.1:4000", "127.0.0.11:53"), Sent: tracking("127.0.0.1:4000", "127.0.0.11:35053")}
 	outward := flows.Translation{Opened: tracking(aClient, aService), Sent: tracking(aClient, oneBackend)}
@@ -293,6 +299,48 @@ func TestLoopbackAddressesAreTranslatedInTheirNamespaceAlone(t *testing.T) {
 	}{{one, local.Opened, false}, {domain, local.Opened, false}, {other, local.Opened, true}, {other, local.Sent, true}, {domain, outward.Opened, true}, {one, outward.Sent, true}} {
 		if got, ok := c.Translation(flows.Scope{Netns: q.space}, q.k, nanos(11), nanos(12)); ok != q.want {
 			t.Errorf("%s in %d: got %+v, %v, want %v", q.k, q.space, got, ok, q.want)
+		}
+	}
+}
+
+// What one namespace of a domain sends on, and another one once more, is one connection by
+// any of its keys. What two send to two places is not certain.
+func TestTranslationsInARow(t *testing.T) {
+	const client, port = "10.0.0.1:4000", "10.1.0.2:30080"
+	first, second := tracked(client, aService, port, 0), trackedAs(client, port, oneBackend, "10.2.0.2:5000", 0)
+	via := tracking(client, port)
+	whole := flows.Translation{Opened: tracking(client, aService), Via: via, Sent: tracking("10.2.0.2:5000", oneBackend)}
+	for _, c := range []struct {
+		name string
+		said [][][]byte // by each namespace
+		k    flows.Key
+		want flows.Translation // of no key: not certain
+	}{
+		{"as it was opened", [][][]byte{{first}, {second}}, whole.Opened, whole},
+		{"between", [][][]byte{{first}, {second}}, via, whole},
+		{"as it is sent on", [][][]byte{{first}, {second}}, whole.Sent, whole},
+		{"between its translations", [][][]byte{{first}, {second}}, tracking(client, oneBackend), whole},
+		{"the other namespace is asked first", [][][]byte{{second}, {first}}, whole.Opened, whole},
+		{"the answer", [][][]byte{{second}, {first}}, whole.Sent.Reverse(), whole},
+		{"not sent on again", [][][]byte{{first}, nil}, via, flows.Translation{Opened: whole.Opened, Sent: via}},
+		{"to two places", [][][]byte{{first}, {tracked(client, aService, otherBackend, 0)}}, whole.Opened, flows.Translation{}},
+		{"from two places", [][][]byte{{first}, {second}, {tracked(client, "10.96.0.9:80", port, 0)}}, via, flows.Translation{}},
+		{"round", [][][]byte{{first}, {tracked(client, port, "10.96.0.1:80", 0)}}, via, flows.Translation{}},
+	} {
+		n := newConntrack(quiet(), nil)
+		var all []*tracker
+		for i, said := range c.said {
+			x := &tracker{space: uint64(i + 1), translations: newTranslations(&n.places), list: 1}
+			x.complete(1, nanos(1))
+			for _, m := range said {
+				x.hears(10, m, 0, 0)
+			}
+			all = append(all, x)
+		}
+		n.known.Store(&all)
+		got, ok := n.find(anywhere, c.k, nanos(11), nanos(12))
+		if want := c.want.Opened.Dst.IsValid(); ok != want || want && got != c.want {
+			t.Errorf("%s: got %+v, %v, want %+v", c.name, got, ok, c.want)
 		}
 	}
 }
@@ -346,4 +394,56 @@ func BenchmarkTranslation(b *testing.B) {
 			}
 		})
 	}
+}
+
+// atNamespaces asks connection tracking as a census does, of all namespaces.
+type atNamespaces struct{ *conntrack }
+
+func (a atNamespaces) Translation(_ flows.Scope, k flows.Key, first, last int64) (flows.Translation, bool) {
+	return a.find(anywhere, k, first, last)
+}
+
+// BenchmarkWorstDrain is the longest drain while 100,000 conversations, all that 110
+// namespaces translate among them, begin in one second and fall silent.
+func BenchmarkWorstDrain(b *testing.B) {
+	c := newConntrack(quiet(), nil)
+	many := make([]*tracker, 110)
+	var samples []flows.Sample
+	for i := range 100_000 {
+		o := tracking(aClient, aService)
+		o.Src, o.Proto = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 4000), flows.ProtoUDP
+		at := flows.Sample{Key: o, At: flows.Point{Netns: 1, Ifindex: 2}, New: true, Packets: 1, Bytes: 100, First: nanos(11), Last: nanos(11)}
+		if samples = append(samples, at); i >= 11_000 {
+			continue
+		}
+		if i%100 == 0 {
+			many[i/100] = &tracker{space: uint64(i), translations: newTranslations(&c.places)}
+			many[i/100].complete(1, nanos(1))
+		}
+		sent := o
+		sent.Dst = netip.MustParseAddrPort(oneBackend)
+		many[i/100].add(flows.Translation{Opened: o, Sent: sent}, 0, nanos(10), 1, false)
+		at.Key, at.At.Ifindex = sent, 3
+		samples = append(samples, at)
+	}
+	c.known.Store(&many)
+	best := time.Hour // of the longest ones: others work on the machine too
+	for b.Loop() {
+		worst := time.Duration(0)
+		table := flows.NewTable(flows.TableOptions{Translations: atNamespaces{c}})
+		records := 0
+		for s := range 40 {
+			batch := flows.Batch{At: time.Unix(int64(11+s), 0), Final: true}
+			if s == 0 {
+				batch.Flows = samples
+			}
+			began := time.Now()
+			w, _ := table.Fold(batch)
+			worst, records = max(worst, time.Since(began)), records+len(w.Records)
+		}
+		if best = min(best, worst); records != 100_000 {
+			b.Fatalf("got %d records, want one of each conversation", records)
+		}
+	}
+	b.ReportMetric(float64(best.Microseconds())/1000, "ms/worst")
 }

@@ -87,7 +87,7 @@ func (oneForTwo) Translation(_ Scope, k Key, first, _ int64) (to Translation, ok
 		k.Dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 1, server}), 80)
 		return k
 	}
-	return Translation{at(1), at(2)}, true
+	return Translation{Opened: at(1), Sent: at(2)}, true
 }
 
 // key is a random direction of one of some 300 conversations, some of them odd.

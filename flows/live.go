@@ -127,7 +127,7 @@ func (h *watchedHop) add(s *Sample) {
 
 // watchedConn is what one connection's views brought, in the order of their stages.
 type watchedConn struct {
-	of [3]*watched
+	of [maxViews]*watched
 	n  int
 	to Translation
 	by NATBasis // 0: not translated
@@ -150,7 +150,7 @@ func (w *Watch) joined() []watchedConn {
 			}
 			known[k] = len(all)
 		}
-		all = append(all, watchedConn{of: [3]*watched{c}, n: 1, to: to, by: by})
+		all = append(all, watchedConn{of: [maxViews]*watched{c}, n: 1, to: to, by: by})
 	}
 	return all
 }
@@ -160,11 +160,11 @@ func (g *watchedConn) take(c *watched) bool {
 	mine, _, _ := g.to.in(&c.key)
 	at := 0
 	for _, o := range g.of[:g.n] {
-		stage, _, _ := g.to.in(&o.key)
-		if stage == mine {
+		its, _, _ := g.to.in(&o.key)
+		if its == mine {
 			return false
 		}
-		if stage < mine {
+		if its < mine {
 			at++
 		}
 	}
@@ -218,8 +218,8 @@ func (w *Watch) agree(to *Translation, k *convKey) bool {
 
 // tell writes g as a record, with the initiator that the table knows or guesses.
 func (w *Watch) tell(l *Live, g *watchedConn) {
-	var convs [3]conversation
-	var chosen [3][2]int // by view and side
+	var convs [maxViews]conversation
+	var chosen [maxViews][2]int // by view and side
 	v := views{to: g.to, by: g.by, chosen: [2]int{-1, -1}}
 	l.New = true
 	hops := 0
@@ -235,7 +235,9 @@ func (w *Watch) tell(l *Live, g *watchedConn) {
 		conv.settle(first)
 		x := view{c: conv, src: conv.source()}
 		if g.by != 0 {
-			x.stage, x.src, _ = g.to.in(&c.key)
+			var at int
+			at, x.src, _ = g.to.in(&c.key)
+			x.stage = stageOf(at)
 			conv.openedBy(x.src)
 		}
 		v.add(x)

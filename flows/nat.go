@@ -4,6 +4,7 @@ package flows
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 )
 
@@ -17,19 +18,50 @@ type Translations interface {
 	Translation(scope Scope, k Key, first, last int64) (Translation, bool)
 }
 
-// Translation is a connection as who opened it sent it, and as it was sent on. Both are
-// keys of the opener's direction.
-type Translation struct{ Opened, Sent Key }
+// Translation is a connection as who opened it sent it, and as it was sent on at last. All
+// are keys of the opener's direction.
+type Translation struct {
+	Opened, Sent Key
+	// Via is what the first of two translations in a row made of it; zero: there is one.
+	Via Key
+}
+
+// maxViews is how many keys a connection may have that is translated twice.
+const maxViews = 5
 
 // keys are the connection as it is seen before, between and after its translations. The
-// packet that opens it has its destination translated first. What is equal to an earlier
+// packet that opens it has its destination translated first. What is equal to another
 // one is zero.
-func (t *Translation) keys() [3]Key {
-	between := Key{Src: t.Opened.Src, Dst: t.Sent.Dst, Proto: t.Opened.Proto}
-	if between == t.Opened || between == t.Sent {
-		between = Key{}
+func (t *Translation) keys() (all [maxViews]Key) {
+	between := func(a, b Key) Key {
+		if k := (Key{Src: a.Src, Dst: b.Dst, Proto: a.Proto}); k != a && k != b {
+			return k
+		}
+		return Key{}
 	}
-	return [3]Key{t.Opened, between, t.Sent}
+	all[0], all[maxViews-1] = t.Opened, t.Sent
+	if t.Via == (Key{}) {
+		all[1] = between(t.Opened, t.Sent)
+		return all
+	}
+	all[1], all[2], all[3] = between(t.Opened, t.Via), t.Via, between(t.Via, t.Sent)
+	for i := 1; i < maxViews-1; i++ { // as where the second one undoes a part of the first
+		if all[i] == t.Sent || slices.Contains(all[:i], all[i]) {
+			all[i] = Key{}
+		}
+	}
+	return all
+}
+
+// stageOf is the stage of the key with index i.
+func stageOf(i int) NATStage {
+	switch i {
+	case 0:
+		return NATBefore
+	case maxViews - 1:
+		return NATAfter
+	}
+	return NATBetween
 }
 
 // ends is the connection between those who really talk.
@@ -88,7 +120,7 @@ type NATStage uint8
 const (
 	NATNone    NATStage = iota // the conversation is not translated, or that is not known
 	NATBefore                  // those that the source uses
-	NATBetween                 // the destination translated, the source not yet
+	NATBetween                 // the destination translated, the source not yet; or between two translations in a row
 	NATAfter                   // those that the destination sees
 )
 

@@ -75,7 +75,11 @@ func (t *Table) conversationOf(s *SocketSample) (*conversation, side) {
 	if i != 0 {
 		c = t.convs.at(i)
 	}
-	return t.held(c, from, Scope{Netns: cmp.Or(s.Domain, s.Netns)}, s.Key, s.First, s.Last)
+	domain := cmp.Or(s.Domain, s.Netns)
+	if c, from = t.held(c, from, Scope{Netns: domain}, s.Key, s.First, s.Last); c == nil && domain != s.Netns {
+		c, from = t.held(nil, 0, Scope{Netns: s.Netns}, s.Key, s.First, s.Last) // sent on to a loopback address
+	}
+	return c, from
 }
 
 // recordSockets puts what both sides' sockets told since the last record into r. Each

@@ -18,7 +18,7 @@ type view struct {
 // views is what one record is made of: one conversation, or those that a connection
 // makes whose addresses are translated, in the order of their stages.
 type views struct {
-	of     [3]view
+	of     [maxViews]view
 	n      int
 	to     Translation
 	by     NATBasis // 0: not translated
@@ -89,14 +89,14 @@ func (c *convKey) translatable() bool {
 	return !c.fragment && c.outer == 0 && (Key{Proto: c.proto}).ports()
 }
 
-// in is the stage of t that k is, and the source's side there.
-func (t *Translation) in(k *convKey) (stage NATStage, src side, ok bool) {
+// in is which of t's keys k is, and the source's side there.
+func (t *Translation) in(k *convKey) (i int, src side, ok bool) {
 	for i, as := range t.keys() {
 		if !as.Src.IsValid() {
 			continue
 		}
 		if o, src := k.seenAs(as); o.equal(k) {
-			return NATBefore + NATStage(i), src, true
+			return i, src, true
 		}
 	}
 	return 0, 0, false
@@ -127,7 +127,7 @@ func (t *Table) collect(v *views, c *conversation, by NATBasis) bool {
 			}
 			id = pid
 		}
-		v.add(view{p, src, NATBefore + NATStage(i)})
+		v.add(view{p, src, stageOf(i)})
 	}
 	return v.n > 0
 }
@@ -157,7 +157,7 @@ func (t *Table) sameConnection(c *conversation) (to Translation, ok bool) {
 	if id == 0 || t.apart {
 		return to, false
 	}
-	var same [3]*conversation
+	var same [maxViews]*conversation
 	n := 0
 	for p := range t.ids.each(&t.convs, id) {
 		if p.key.scope() != c.key.scope() {
@@ -179,7 +179,12 @@ func (t *Table) sameConnection(c *conversation) (to Translation, ok bool) {
 		}
 	}
 	before, after := same[0], same[n-1]
-	to = Translation{before.key.from(before.opener()), after.key.from(after.opener())}
+	to = Translation{Opened: before.key.from(before.opener()), Sent: after.key.from(after.opener())}
+	for _, p := range same[1 : n-1] {
+		if _, _, ok := to.in(&p.key); !ok && to.Via == (Key{}) {
+			to.Via = p.key.from(p.opener())
+		}
+	}
 	_, _, ok = to.in(&c.key)
 	return to, ok
 }

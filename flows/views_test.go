@@ -30,11 +30,11 @@ const (
 
 // serviced is a connection to a Service, and to the port of a node, of a protocol.
 func serviced(proto uint8) Translation {
-	return Translation{endpoints(proto, aClient, aService), endpoints(proto, aClient, aBackend)}
+	return Translation{Opened: endpoints(proto, aClient, aService), Sent: endpoints(proto, aClient, aBackend)}
 }
 
 func nodePorted(proto uint8) Translation {
-	return Translation{endpoints(proto, aClient, aService), endpoints(proto, aNode, aBackend)}
+	return Translation{Opened: endpoints(proto, aClient, aService), Sent: endpoints(proto, aNode, aBackend)}
 }
 
 // hopsOf is a record's path in words.
@@ -80,6 +80,53 @@ func TestViewsOfATranslatedConnectionAreOneRecord(t *testing.T) {
 	}
 }
 
+// A node sends a Service's connection to the port of another one, and that one to the server: each has
+// replaced the source as well. All five views are one connection's.
+func TestTranslationsInARowAreOneRecord(t *testing.T) {
+	const syn, ack = FlagSYN, FlagSYN | FlagACK
+	const first, port, last = "10.1.0.1:1024", "10.1.0.2:30080", "10.2.0.2:5000"
+	for _, c := range []struct {
+		name    string
+		to      Translation
+		between []Key // beside Via
+		by      NATBasis
+	}{
+		{"both replaced twice", Translation{Opened: tcp(aClient, aService), Via: tcp(first, port), Sent: tcp(last, aBackend)}, []Key{tcp(aClient, port), tcp(first, aBackend)}, NATTracked},
+		{"destinations", Translation{Opened: tcp(aClient, aService), Via: tcp(aClient, port), Sent: tcp(aClient, aBackend)}, nil, NATTracked},
+		{"by their numbers", Translation{Opened: tcp(aClient, aService), Via: tcp(first, port), Sent: tcp(last, aBackend)}, nil, NATConnection},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := TableOptions{}
+			if c.by == NATTracked {
+				o.Translations = &tracking{c.to}
+			}
+			k := newKernel(t, o)
+			samples := []Sample{
+				flow(eth0Out, c.to.Sent, 4, 0.5004, starts(syn, 100, 0)), flow(eth0In, c.to.Sent.Reverse(), 3, 0.601, starts(ack, 700, 101)),
+				flow(bridge, c.to.Via, 4, 0.5002, starts(syn, 100, 0)), flow(bridge, c.to.Via.Reverse(), 3, 0.602, starts(ack, 700, 101)),
+				flow(podIn, c.to.Opened, 4, 0.5001, starts(syn, 100, 0)), flow(podOut, c.to.Opened.Reverse(), 3, 0.603, starts(ack, 700, 101)),
+			}
+			for i, b := range c.between {
+				samples = append(samples, flow(bridge, b, 4, 0.50015+0.00015*float64(i), starts(syn, 100, 0)))
+			}
+			watch := NewWatch(k.table)
+			for i, b := range []Batch{{At: second(0.1), Final: true}, {At: second(1), Final: true, Flows: samples}} {
+				k.drain([]float64{0.1, 1}[i], b.Flows...)
+				if a, _ := watch.Add(&b); i == 1 && (len(a.Live) != 1 || a.Live[0].Packets != 4 || a.Live[0].ReversePackets != 3) {
+					t.Errorf("now: got %+v, want one conversation of 4 and 3 packets", a.Live)
+				}
+			}
+			r := k.one(k.drain(20))
+			if want := *c.to.nat(c.by); r.Key != tcp(aClient, aBackend) || r.NAT == nil || *r.NAT != want || r.Packets != 4 || r.ReversePackets != 3 || len(r.Hops) != len(samples) {
+				t.Errorf("got %s with %+v, %d and %d packets at %q; want %s, %+v, 4 and 3 at %d hops", r.Key, r.NAT, r.Packets, r.ReversePackets, hopsOf(r), tcp(aClient, aBackend), want, len(samples))
+			}
+			if got := hopsOf(r); got[0] != "8>*before 4" || got[1] != "3>between 4" || got[len(got)-1] != "8<before 3" || got[len(got)-2] != "3<between 3" || got[len(got)-3] != "2<*after 3" {
+				t.Errorf("got the path %q, want from before to after and back", got)
+			}
+		})
+	}
+}
+
 // Datagrams have no ConnectionID, and masquerading changes the source alone.
 func TestDatagramsAreJoinedByConnectionTracking(t *testing.T) {
 	for _, c := range []struct {
@@ -88,7 +135,7 @@ func TestDatagramsAreJoinedByConnectionTracking(t *testing.T) {
 		want NAT
 	}{
 		{"Service", serviced(ProtoUDP), NAT{Destination: netip.MustParseAddrPort(aService), Basis: NATTracked}},
-		{"masqueraded", Translation{udp(aClient, aBackend), udp(aNode, aBackend)}, NAT{Source: netip.MustParseAddrPort(aNode), Basis: NATTracked}},
+		{"masqueraded", Translation{Opened: udp(aClient, aBackend), Sent: udp(aNode, aBackend)}, NAT{Source: netip.MustParseAddrPort(aNode), Basis: NATTracked}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			k := newKernel(t, TableOptions{Translations: &tracking{c.to}})
@@ -185,8 +232,8 @@ func TestPeriodsOfAllViewsAreTheSame(t *testing.T) {
 func TestConnectionsAreJoinedByTheirID(t *testing.T) {
 	for _, to := range []Translation{
 		serviced(ProtoTCP), nodePorted(ProtoTCP),
-		{tcp("10.1.0.1:4000", "10.0.0.2:80"), tcp("10.1.0.1:4000", "192.0.2.1:80")},
-		{tcp("10.1.0.1:4000", "192.0.2.1:80"), tcp("203.0.113.9:61000", "192.0.2.1:80")},
+		{Opened: tcp("10.1.0.1:4000", "10.0.0.2:80"), Sent: tcp("10.1.0.1:4000", "192.0.2.1:80")},
+		{Opened: tcp("10.1.0.1:4000", "192.0.2.1:80"), Sent: tcp("203.0.113.9:61000", "192.0.2.1:80")},
 	} {
 		for _, swapped := range []bool{false, true} {
 			k := newKernel(t, TableOptions{})
@@ -326,6 +373,27 @@ func TestSocketsAndDropsMeetTheirConnectionByAnyAddress(t *testing.T) {
 	}
 	if got, want := r.SocketKey(false), to.Sent.Reverse(); got != want {
 		t.Errorf("the destination's socket: got %s, want %s", got, want)
+	}
+}
+
+// A connection that is redirected to a loopback address is seen by no device of the domain.
+func TestSocketsMeetWhatIsRedirectedToALoopbackAddress(t *testing.T) {
+	to := Translation{Opened: tcp("10.9.0.5:40000", "192.0.2.1:80"), Sent: tcp("10.9.0.5:40000", "127.0.0.1:15001")}
+	lo := func(hook Hook) Point { return Point{Netns: 5, Ifindex: 1, Hook: hook} }
+	table := NewTable(TableOptions{Translations: &tracking{to}})
+	table.Fold(Batch{At: second(1), Final: true,
+		Flows: []Sample{flow(lo(HookEgress), to.Sent, 3, 0.5), flow(lo(HookIngress), to.Sent, 3, 0.5001), flow(lo(HookEgress), to.Sent.Reverse(), 2, 0.6)},
+		Sockets: []SocketSample{
+			{Key: to.Opened, Netns: 5, Domain: 2, Process: Process{PID: 11}, SocketFigures: SocketFigures{Retransmits: 4}, Events: 1},
+			{Key: to.Sent.Reverse(), Netns: 5, Domain: 2, Process: Process{PID: 22}, Events: 1},
+		}})
+	w := table.Close(second(2))
+	if len(w.Records) != 1 || w.Ledger.SocketsUnmatched != 0 {
+		t.Fatalf("got %d records, %d events unmatched, want 1 and 0", len(w.Records), w.Ledger.SocketsUnmatched)
+	}
+	r := w.Records[0]
+	if r.NAT == nil || r.NAT.Destination != to.Opened.Dst || r.SourceProcess == nil || r.SourceProcess.PID != 11 || r.DestinationProcess == nil || r.DestinationProcess.PID != 22 {
+		t.Errorf("got %+v, %+v to %+v; want 192.0.2.1:80, 11 and 22", r.NAT, r.SourceProcess, r.DestinationProcess)
 	}
 }
 

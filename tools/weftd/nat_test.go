@@ -224,6 +224,64 @@ func TestTranslatedConnectionsAreOneRecord(t *testing.T) {
 	}
 }
 
+// TestConnectionsThatAreTranslatedTwiceAreOneRecord: the agent's namespace sends a Service's connections to a
+// port of the next one, which has a server behind it answer, both in their own name.
+func TestConnectionsThatAreTranslatedTwiceAreOneRecord(t *testing.T) {
+	h := newHouse(t)
+	client := h.router(t)
+	server := fmt.Sprintf("weft-e2e-%d-d", os.Getpid())
+	command(t, "ip", "netns", "add", server)
+	t.Cleanup(func() { command(t, "ip", "netns", "del", server) })
+	command(t, "ip", "link", "add", "srv0", "netns", h.there, "type", "veth", "peer", "name", "srv1", "netns", server)
+	for _, a := range [][3]string{{h.there, "srv0", "10.77.0.1/24"}, {server, "srv1", "10.77.0.2/24"}} {
+		command(t, "ip", "-n", a[0], "addr", "add", a[2], "dev", a[1])
+		command(t, "ip", "-n", a[0], "link", "set", a[1], "up")
+	}
+	h.in(t, h.there, func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) })
+	nft := exec.Command("nsenter", "--net=/run/netns/"+h.there, "nft", "-f", "-")
+	nft.Stdin = strings.NewReader(`
+table ip weft {
+	chain pre { type nat hook prerouting priority -100; ip daddr 10.78.0.2 meta l4proto { tcp, udp } th dport 8080 dnat to 10.77.0.2:8080; }
+	chain post { type nat hook postrouting priority 100; oifname srv0 masquerade; }
+}`)
+	if said, err := nft.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v: %s", err, said)
+	}
+	behind := *h
+	behind.there = server
+	behind.echo(t)
+	h.start(t, fmt.Sprintf("dataplane: {interval: 200ms, netns: [%s]}\nflows: {active_timeout: 60s, idle_timeout: 1s}\n", h.there))
+	want := []string{
+		"lan0 receive before", "wire0 transmit between", "wire1 receive between", "srv0 transmit after",
+		"srv0 receive after", "wire1 transmit between", "wire0 receive between", "lan0 transmit before",
+	}
+	for i, network := range []string{"tcp", "udp"} {
+		port, n := 43000+i, uint64(20)
+		h.in(t, client, func() error { return exchange(network, port, "10.96.0.2:80", int(n)) })
+		h.eventually(t, network+" has its record", func() error {
+			all, text := h.natRecords(t, "--protocol", network)
+			if len(all) != 1 {
+				return fmt.Errorf("got %d records, want 1:\n%s", len(all), text)
+			}
+			r, hops := all[0], []string(nil)
+			for _, p := range r.Hops {
+				hops = append(hops, p.Interface+" "+p.Direction+" "+p.NAT)
+				if want := map[bool]uint64{false: r.Packets, true: r.Back}[p.Reverse]; p.Packets != want {
+					return fmt.Errorf("%d packets at %+v, want %d", p.Packets, p, want)
+				}
+			}
+			if !slices.Equal(hops, want) || r.Basis != "conntrack" || r.Src != "10.79.0.2" || r.Dst != "10.77.0.2" || r.DstNAT != "10.96.0.2" || r.SrcNAT != "10.77.0.1" ||
+				network == "udp" && (r.Packets != n || r.Back != n) {
+				return fmt.Errorf("got hops %q, want %q:\n%s", hops, want, text)
+			}
+			return nil
+		})
+	}
+	if text, complaint, code := h.flowctl(t, "ledger"); code != 0 {
+		t.Errorf("ledger: exit code %d:\n%s%s", code, text, complaint)
+	}
+}
+
 // TestConnectionsThroughARouterThatIsNotAskedAreOneRecord: the agent sees both sides of a
 // router, and not its connection tracking; sequence numbers tell of streams, nothing of
 // datagrams, and with flows.join off nothing is joined.
