@@ -282,6 +282,33 @@ table ip weft {
 	}
 }
 
+// TestWhatIsRedirectedToALoopbackAddressIsOneRecord, where that is watched: with the address that it was
+// opened to.
+func TestWhatIsRedirectedToALoopbackAddressIsOneRecord(t *testing.T) {
+	h := newHouse(t)
+	h.router(t)
+	nft := exec.Command("nsenter", "--net=/run/netns/"+h.here, "nft", "-f", "-")
+	nft.Stdin = strings.NewReader("table ip redirected { chain out { type nat hook output priority -101; ip daddr 10.96.0.9 tcp dport 80 redirect to :8080; }; }")
+	if said, err := nft.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v: %s", err, said)
+	}
+	local := *h
+	local.there = h.here
+	local.echo(t)
+	h.start(t, "dataplane: {interval: 200ms, exclude: []}\nflows: {active_timeout: 60s, idle_timeout: 1s}\n")
+	h.in(t, h.here, func() error { return exchange("tcp", 44000, "10.96.0.9:80", 20) })
+	h.eventually(t, "it has its record", func() error {
+		all, text := h.natRecords(t, "--from-port", "44000")
+		if len(all) != 1 {
+			return fmt.Errorf("got %d records, want 1:\n%s", len(all), text)
+		}
+		if r := all[0]; r.Src != hereAddr || r.Dst != "127.0.0.1" || r.DstNAT != "10.96.0.9" || r.NATPort != 80 || r.DstPort != 8080 || r.Basis != "conntrack" || r.Packets < 20 || r.Back < 20 {
+			return fmt.Errorf("got %+v, want 10.96.0.9:80 sent to 127.0.0.1:8080:\n%s", r, text)
+		}
+		return nil
+	})
+}
+
 // TestConnectionsThroughARouterThatIsNotAskedAreOneRecord: the agent sees both sides of a
 // router, and not its connection tracking; sequence numbers tell of streams, nothing of
 // datagrams, and with flows.join off nothing is joined.
