@@ -15,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"weft/exporter/api"
-	"weft/flows"
 )
 
 // FileConfig says which file records go to.
@@ -83,9 +82,10 @@ func (c FileConfig) Renames(path string) bool {
 //
 // A file that another program renamed or removed is begun anew at the next write.
 type File struct {
+	*queue
+
 	c     FileConfig
 	log   *slog.Logger
-	queue *queue
 	lines *liner // the worker's
 	out   *rotated
 	descs fileDescs
@@ -123,20 +123,8 @@ func NewFile(c FileConfig) (*File, error) {
 	return f, nil
 }
 
-// Name is that of the configuration.
-func (f *File) Name() string { return f.c.Name }
-
-// Export queues w's records.
-func (f *File) Export(_ context.Context, w flows.Window) error {
-	f.queue.put(w.Records)
-	return nil
-}
-
 // Stages measures its stages from the first call on.
 func (f *File) Stages() *Stages { return f.queue.Stages() }
-
-// Account says where every record is; acknowledged ones are in the file.
-func (f *File) Account() flows.SinkAccount { return f.queue.snapshot() }
 
 // Reopen lets go of the file, so that the next write opens its path anew. It waits
 // for nothing.

@@ -125,9 +125,10 @@ func wrapKey(key string, err error) error {
 // every 10 seconds. After an error what was not acknowledged is sent again, so a service
 // may see an id twice.
 type Flight struct {
+	*queue
+
 	c      FlightConfig
 	log    *slog.Logger
-	queue  *queue
 	client flight.Client
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -198,20 +199,8 @@ func (f *Flight) newColumns() *Columns {
 	return NewColumns(ColumnsConfig{Rows: f.rows, Derived: f.c.Derived, Metadata: f.c.Metadata})
 }
 
-// Name is the sink's name.
-func (f *Flight) Name() string { return f.queue.account.Name }
-
-// Export queues w's records.
-func (f *Flight) Export(_ context.Context, w flows.Window) error {
-	f.queue.put(w.Records)
-	return nil
-}
-
 // Stages measures its stages from the first call on.
 func (f *Flight) Stages() *Stages { return f.queue.Stages() }
-
-// Account says where every record is; acknowledged ones the service has.
-func (f *Flight) Account() flows.SinkAccount { return f.queue.snapshot() }
 
 // State is what keeps the service from taking records; empty: nothing is known to.
 func (f *Flight) State() string {

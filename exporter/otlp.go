@@ -128,7 +128,8 @@ func (c OTLPConfig) getenv() func(string) string {
 //
 // A request of metrics that fails is made good by the next one: see [Temporality].
 type OTLP struct {
-	queue   *queue
+	*queue
+
 	encoder encoder // of metrics
 	deltas  *deltas // the metrics worker's
 
@@ -210,9 +211,6 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 	return o, nil
 }
 
-// Name is OTLPConfig.Name.
-func (o *OTLP) Name() string { return o.queue.account.Name }
-
 // Export queues w's records and keeps its ledger and its histograms for the next
 // export of metrics.
 func (o *OTLP) Export(_ context.Context, w flows.Window) error {
@@ -261,9 +259,6 @@ func (o *OTLP) held() flows.Count {
 
 // Stages measures its stages from the first call on.
 func (o *OTLP) Stages() *Stages { return o.queue.Stages() }
-
-// Account says where every record is.
-func (o *OTLP) Account() flows.SinkAccount { return o.queue.snapshot() }
 
 // Close sends what waits and the latest ledger until ctx ends, or until the
 // receiver has answered nothing for OTLPConfig.Finish; what was not acknowledged

@@ -71,12 +71,13 @@ func (c ParquetConfig) Check() error {
 // A disk that takes nothing holds up the sink's own queue and nobody else: the write is
 // tried again each second, where it stopped.
 type Parquet struct {
-	c     ParquetConfig
-	log   *slog.Logger
-	queue *queue
-	stop  chan struct{} // closed: nothing is tried again
-	once  sync.Once
-	done  chan struct{}
+	*queue
+
+	c    ParquetConfig
+	log  *slog.Logger
+	stop chan struct{} // closed: nothing is tried again
+	once sync.Once
+	done chan struct{}
 
 	columns *Columns
 	file    *parquetFile
@@ -115,20 +116,8 @@ func NewParquet(c ParquetConfig, log *slog.Logger) (*Parquet, error) {
 	return p, nil
 }
 
-// Name is the sink's name.
-func (p *Parquet) Name() string { return p.queue.account.Name }
-
-// Export queues w's records.
-func (p *Parquet) Export(_ context.Context, w flows.Window) error {
-	p.queue.put(w.Records)
-	return nil
-}
-
 // Stages measures its stages from the first call on.
 func (p *Parquet) Stages() *Stages { return p.queue.Stages() }
-
-// Account says where every record is; acknowledged ones are in finished files.
-func (p *Parquet) Account() flows.SinkAccount { return p.queue.snapshot() }
 
 // State is what keeps the sink from writing; empty: nothing.
 func (p *Parquet) State() string {

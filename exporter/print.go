@@ -27,11 +27,12 @@ import (
 // standard output also raises SIGPIPE, which ends a program that does not
 // ask for the signal with os/signal.
 type Print struct {
+	*queue
+
 	out    io.Writer
 	lines  appendLines
 	linger time.Duration
 	log    *slog.Logger
-	queue  *queue
 	done   chan struct{}
 
 	mu     sync.Mutex
@@ -93,9 +94,6 @@ func startPrint(name string, out io.Writer, lines appendLines, linger time.Durat
 	return p
 }
 
-// Name is "print", or the configuration's.
-func (p *Print) Name() string { return p.queue.account.Name }
-
 // Status is the sink for `flowctl status`.
 func (p *Print) Status() *api.SinkStatus {
 	s := &api.SinkStatus{Account: AccountToWire(p.Account()), Target: "standard output",
@@ -106,17 +104,8 @@ func (p *Print) Status() *api.SinkStatus {
 	return s
 }
 
-// Export queues w's records.
-func (p *Print) Export(_ context.Context, w flows.Window) error {
-	p.queue.put(w.Records)
-	return nil
-}
-
 // Stages measures its stages from the first call on.
 func (p *Print) Stages() *Stages { return p.queue.Stages() }
-
-// Account says where every record is; acknowledged ones were written.
-func (p *Print) Account() flows.SinkAccount { return p.queue.snapshot() }
 
 // Close writes what waits and returns when the worker is gone, or when ctx ends:
 // then what still waits is Lost["shutdown"], which is no error, and a write that

@@ -3,6 +3,7 @@
 package exporter
 
 import (
+	"context"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -14,8 +15,8 @@ import (
 // DefaultQueue is the number of records a sink lets wait unless told otherwise.
 const DefaultQueue = 65536
 
-// queue holds the records that wait for one worker, and the account of all that
-// were ever offered. A record is waiting from put until settle says what became
+// queue is what sinks have in common: the records that wait for one worker, and the
+// account of all that were ever offered. A record is waiting from put until settle says what became
 // of it, so at every instant
 // Offered = Acknowledged + Waiting + sum(Lost) + sum(LeftOut).
 //
@@ -59,6 +60,18 @@ func (q *queue) Stages() *Stages {
 	q.stages.CompareAndSwap(nil, NewStages(q.account.Name))
 	return q.stages.Load()
 }
+
+// Name is the sink's.
+func (q *queue) Name() string { return q.account.Name }
+
+// Export queues w's records, for which it waits for nothing.
+func (q *queue) Export(_ context.Context, w flows.Window) error {
+	q.put(w.Records)
+	return nil
+}
+
+// Account says where every record is; what is acknowledged the sink has handed over.
+func (q *queue) Account() flows.SinkAccount { return q.snapshot() }
 
 // put queues the records that the intake takes, or counts them lost: "queue_full", or
 // "shutdown" after close.
