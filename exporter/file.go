@@ -123,9 +123,6 @@ func NewFile(c FileConfig) (*File, error) {
 	return f, nil
 }
 
-// Stages measures its stages from the first call on.
-func (f *File) Stages() *Stages { return f.queue.Stages() }
-
 // Reopen lets go of the file, so that the next write opens its path anew. It waits
 // for nothing.
 func (f *File) Reopen() { f.out.reopen() }

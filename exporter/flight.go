@@ -199,9 +199,6 @@ func (f *Flight) newColumns() *Columns {
 	return NewColumns(ColumnsConfig{Rows: f.rows, Derived: f.c.Derived, Metadata: f.c.Metadata})
 }
 
-// Stages measures its stages from the first call on.
-func (f *Flight) Stages() *Stages { return f.queue.Stages() }
-
 // State is what keeps the service from taking records; empty: nothing is known to.
 func (f *Flight) State() string {
 	f.mu.Lock()

@@ -15,9 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
-	"weft/exporter/api"
 	"weft/flows"
 )
 
@@ -257,9 +254,6 @@ func (o *OTLP) held() flows.Count {
 	return flowsCount(&o.ledger)
 }
 
-// Stages measures its stages from the first call on.
-func (o *OTLP) Stages() *Stages { return o.queue.Stages() }
-
 // Close sends what waits and the latest ledger until ctx ends, or until the
 // receiver has answered nothing for OTLPConfig.Finish; what was not acknowledged
 // by then is Lost["shutdown"], which is no error, but for what is in the spool. A disk
@@ -342,82 +336,5 @@ func (o *OTLP) sendMetrics(every time.Duration) {
 		// refuses a request whose is older than the last.
 		latencies.At = ledger.At
 		o.sendRound(append(o.encoder.metricBatches(&ledger), o.encoder.latencyBatches(latencies)...))
-	}
-}
-
-// Status is the sink for `flowctl status`.
-func (o *OTLP) Status() *api.SinkStatus {
-	s := &api.SinkStatus{Account: AccountToWire(o.Account())}
-	well := true
-	if o.logs != nil {
-		s.Target = o.logs.target.endpoint
-		s.State, well = o.logs.describe()
-	}
-	if o.metrics != nil {
-		s.Target = cmp.Or(s.Target, o.metrics.target.endpoint)
-		if text, fine := o.metrics.describe(); s.State == "" || well && !fine {
-			s.State = "metrics " + text
-		}
-		for state, n := range o.metrics.counts() {
-			if state == stateOK {
-				s.MetricsSent += n
-			} else {
-				s.MetricsFailed += n
-			}
-		}
-	}
-	return s
-}
-
-// Spooled is how many of the account's waiting records are on disk. It may lag
-// behind [OTLP.Account] by the request at hand.
-func (o *OTLP) Spooled() uint64 {
-	o.queue.mu.Lock()
-	defer o.queue.mu.Unlock()
-	return uint64(max(int64(o.queue.parked), 0)) // less than none: sent before it was noted
-}
-
-// otlpDescs are the figures of one sink, whose name is a label of all.
-type otlpDescs struct{ spoolWaiting, spoolRecovered, spoolMissing, requests *prometheus.Desc }
-
-func newOTLPDescs(sink string) otlpDescs {
-	desc := func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc(name, help, labels, prometheus.Labels{"sink": sink})
-	}
-	return otlpDescs{
-		desc("weft_spool_waiting_records", "Flow records of this run that wait on disk for the OTLP receiver."),
-		desc("weft_spool_recovered_records_total",
-			"Flow records that an earlier run left in the spool, by what became of them: acknowledged, lost.", "outcome"),
-		desc("weft_spool_missing_packets_total",
-			"Packets at points that runs which were killed had in flows and in no spooled request, since the spool was made; of a sink that gets a part of the records, in those that it took."),
-		desc("weft_otlp_requests_total",
-			"OTLP requests by signal and by what the answer meant: ok, retrying, refused, rejected (in part), too_large.", "signal", "outcome"),
-	}
-}
-
-// Describe sends the descriptions of what Collect sends.
-func (o *OTLP) Describe(ch chan<- *prometheus.Desc) {
-	ch <- o.descs.requests
-	ch <- o.descs.spoolRecovered
-	ch <- o.descs.spoolMissing
-	ch <- o.descs.spoolWaiting
-}
-
-// Collect sends weft_otlp_requests_total and weft_spool_*.
-func (o *OTLP) Collect(ch chan<- prometheus.Metric) {
-	if o.spool != nil {
-		ch <- prometheus.MustNewConstMetric(o.descs.spoolWaiting, prometheus.GaugeValue, float64(o.Spooled()))
-		ch <- prometheus.MustNewConstMetric(o.descs.spoolMissing, prometheus.CounterValue, float64(o.spool.missing()))
-		for i, outcome := range []string{"acknowledged", "lost"} {
-			ch <- prometheus.MustNewConstMetric(o.descs.spoolRecovered, prometheus.CounterValue, float64(o.recovered[i].Load()), outcome)
-		}
-	}
-	for _, l := range []*link{o.logs, o.metrics} {
-		if l == nil {
-			continue
-		}
-		for state, n := range l.counts() {
-			ch <- prometheus.MustNewConstMetric(o.descs.requests, prometheus.CounterValue, float64(n), l.signal, state)
-		}
 	}
 }

@@ -116,9 +116,6 @@ func NewParquet(c ParquetConfig, log *slog.Logger) (*Parquet, error) {
 	return p, nil
 }
 
-// Stages measures its stages from the first call on.
-func (p *Parquet) Stages() *Stages { return p.queue.Stages() }
-
 // State is what keeps the sink from writing; empty: nothing.
 func (p *Parquet) State() string {
 	p.mu.Lock()

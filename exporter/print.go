@@ -104,9 +104,6 @@ func (p *Print) Status() *api.SinkStatus {
 	return s
 }
 
-// Stages measures its stages from the first call on.
-func (p *Print) Stages() *Stages { return p.queue.Stages() }
-
 // Close writes what waits and returns when the worker is gone, or when ctx ends:
 // then what still waits is Lost["shutdown"], which is no error, and a write that
 // hangs is left behind. The error is the one that stopped the writing.
