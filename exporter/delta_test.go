@@ -142,7 +142,7 @@ func (y *tally) add(t *testing.T, m *colmetrics.ExportMetricsServiceRequest, del
 
 // histogram adds a cumulative one.
 func (y *tally) histogram(l *flows.Latency) {
-	p := histograms([]*flows.Latency{l}, 0)[0]
+	p := encoder{}.histograms([]*flows.Latency{l}, 0)[0]
 	for k, c := range l.Counts {
 		y.counts[fmt.Sprint(seriesKey(p.Name, p.GetExponentialHistogram().DataPoints[0].Attributes, false), l.Offset+k)] += c
 	}

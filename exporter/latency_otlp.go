@@ -38,13 +38,13 @@ func (e encoder) latencyBatches(l Latencies) []*colmetrics.ExportMetricsServiceR
 	}
 	batches := []*colmetrics.ExportMetricsServiceRequest{e.metricsRequest(s.metrics)}
 	for part := range slices.Chunk(some, maxBatchPoints) {
-		batches = append(batches, e.metricsRequest(histograms(part, s.at)))
+		batches = append(batches, e.metricsRequest(e.histograms(part, s.at)))
 	}
 	return batches
 }
 
 // histograms are the metrics of all, in the order of their first measure.
-func histograms(all []*flows.Latency, at uint64) []*metrics.Metric {
+func (e encoder) histograms(all []*flows.Latency, at uint64) []*metrics.Metric {
 	var list []*metrics.Metric
 	byName := map[string]*metrics.ExponentialHistogram{}
 	for _, l := range all {
@@ -61,9 +61,11 @@ func histograms(all []*flows.Latency, at uint64) []*metrics.Metric {
 		h.DataPoints = append(h.DataPoints, &metrics.ExponentialHistogramDataPoint{
 			StartTimeUnixNano: uint64(l.Start), TimeUnixNano: at, Attributes: latencyAttributes(l, m),
 			Count: l.Count, Sum: &sum, Scale: flows.HistogramScale,
-			Positive:  &metrics.ExponentialHistogramDataPoint_Buckets{Offset: int32(l.Offset), BucketCounts: l.Counts},
-			Exemplars: exemplars(l, at),
+			Positive: &metrics.ExponentialHistogramDataPoint_Buckets{Offset: int32(l.Offset), BucketCounts: l.Counts},
 		})
+		if !e.partial {
+			h.DataPoints[len(h.DataPoints)-1].Exemplars = exemplars(l, at)
+		}
 	}
 	return list
 }

@@ -127,8 +127,12 @@ func (h *histogram) Write(out *dto.Metric) error {
 		e := exemplar(&l.Exemplars[i])
 		out.Histogram.Exemplars = append(out.Histogram.Exemplars, e)
 		k := slices.IndexFunc(out.Histogram.Bucket, func(b *dto.Bucket) bool { return e.GetValue() <= b.GetUpperBound() })
-		if k >= 0 && (out.Histogram.Bucket[k].Exemplar == nil || out.Histogram.Bucket[k].Exemplar.Timestamp.AsTime().Before(e.Timestamp.AsTime())) {
-			out.Histogram.Bucket[k].Exemplar = e // the latest of a wider bucket
+		if k < 0 { // the one of all is only written out where it has an exemplar
+			k = len(out.Histogram.Bucket)
+			out.Histogram.Bucket = append(out.Histogram.Bucket, &dto.Bucket{CumulativeCount: proto.Uint64(l.Count), UpperBound: proto.Float64(math.Inf(1))})
+		}
+		if b := out.Histogram.Bucket[k]; b.Exemplar == nil || b.Exemplar.Timestamp.AsTime().Before(e.Timestamp.AsTime()) {
+			b.Exemplar = e // the latest of a wider bucket
 		}
 	}
 	return nil

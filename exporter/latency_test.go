@@ -91,7 +91,7 @@ func TestScrapersReadExemplars(t *testing.T) {
 	_, l := roundTrips(flows.LatencyKey{Server: web, Protocol: flows.ProtoTCP, Measure: flows.RTTServer, Class: flows.ClassNIC}, 3000)
 	l.Exemplars = []flows.Exemplar{
 		{Value: 700 * time.Microsecond, At: t0.UnixNano(), ConnectionID: 0x123}, {Value: 900 * time.Microsecond, At: t0.UnixNano() + 5e6, ConnectionID: 0xabc},
-		{Value: 9 * time.Second, At: t0.UnixNano() + 7e6, ConnectionID: 0xdef},
+		{Value: 9 * time.Second, At: t0.UnixNano() + 7e6, ConnectionID: 0xdef}, {Value: 20 * time.Second, At: t0.UnixNano() + 9e6, ConnectionID: 0x456},
 	}
 	h := scrape(t, []flows.Latency{l})["weft_tcp_rtt_seconds"].Metric[0].GetHistogram()
 	text := func(e *dto.Exemplar) string {
@@ -107,17 +107,18 @@ func TestScrapersReadExemplars(t *testing.T) {
 		}
 	}
 	const id = "weft_connection_id 0000000000000"
-	if want := []string{id + "123 0.0007 0s", id + "abc 0.0009 5ms", id + "def 9 7ms"}; !slices.Equal(native, want) {
+	if want := []string{id + "123 0.0007 0s", id + "abc 0.0009 5ms", id + "def 9 7ms", id + "456 20 9ms"}; !slices.Equal(native, want) {
 		t.Errorf("native: got %q, want %q", native, want)
 	}
-	if want := []string{"0.0009765625: " + id + "abc 0.0009 5ms", "16: " + id + "def 9 7ms"}; !slices.Equal(classic, want) {
+	if want := []string{"0.0009765625: " + id + "abc 0.0009 5ms", "16: " + id + "def 9 7ms", "+Inf: " + id + "456 20 9ms"}; !slices.Equal(classic, want) {
 		t.Errorf("classic: got %q, want %q", classic, want)
 	}
 	body, kind := fetch(t, startWeb(t, WebOptions{
 		Ledger: func() flows.Ledger { return flows.Ledger{} }, Latencies: func() Latencies { return Latencies{All: []flows.Latency{l}, Left: left} },
 	})+"/metrics", "application/openmetrics-text;version=1.0.0")
 	if !strings.HasPrefix(kind, "application/openmetrics-text") || !strings.HasSuffix(body, "# EOF\n") ||
-		!strings.Contains(body, `le="16.0"} 3000 # {weft_connection_id="0000000000000def"} 9.0 `) {
+		!strings.Contains(body, `le="16.0"} 3000 # {weft_connection_id="0000000000000def"} 9.0 `) ||
+		!strings.Contains(body, `le="+Inf"} 3000 # {weft_connection_id="0000000000000456"} 20.0 `) || strings.Count(body, `le="+Inf"} 3000`) != 1 {
 		t.Errorf("OpenMetrics: got %s, without the exemplar of 9 s:\n%s", kind, body)
 	}
 }

@@ -179,6 +179,7 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 		flush: cmp.Or(c.Flush, time.Second), finish: cmp.Or(c.Finish, DefaultFinish), stop: make(chan struct{}),
 	}
 	o.queue.intake = c.Intake
+	o.encoder.partial = c.Filter != nil || c.Sample.on()
 	o.deltas = newDeltas(c.InForce().Temporality)
 	o.descs = newOTLPDescs(o.Name())
 	if o.logEncoder, err = NewLogEncoder(resource, c.Version); err != nil {
@@ -191,7 +192,8 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 			return nil, err
 		}
 		if o.run = rand.Uint64(); c.Spool.Dir != "" {
-			o.spool, o.part = newSpool(c.Spool, o.run, o.logs.log), c.Filter != nil || c.Sample.on()
+			o.spool, o.part = newSpool(c.Spool, o.run, o.logs.log), o.encoder.partial
+			o.spool.stages = &o.queue.stages
 			o.queue.counted, o.fresh = true, make(chan struct{}, 1)
 			o.work.Go(o.sendSpooled)
 			o.work.Go(o.tellSpool)

@@ -27,6 +27,7 @@ type encoder struct {
 	resource *resource.Resource
 	scope    *common.InstrumentationScope
 	start    uint64 // of every cumulative sum, Unix nanoseconds
+	partial  bool   // the sink gets a part of the records: no exemplar tells of the others
 }
 
 func newEncoder(attrs map[string]string, version string, start time.Time) encoder {

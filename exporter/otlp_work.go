@@ -56,9 +56,7 @@ func (o *OTLP) keep(body []byte, records []flows.Record) {
 	}
 	o.spool.learn(o.held()) // no request is safe before it was had
 	for {
-		began := time.Now()
 		ok, kept, lost := o.spool.put(body, n, count)
-		o.queue.stages.Load().Done(StageSpool, began, 0)
 		o.lose(lost)
 		if kept {
 			o.queue.park(n)

@@ -210,11 +210,11 @@ func (p *Parquet) flush() error {
 		p.file = cmp.Or(p.file, newParquetFile(p.columns, parquetCodecs[p.c.Compression]()))
 		p.file.reset(writerFunc(p.write))
 	}
-	began := time.Now()
+	began, at := time.Now(), p.folder.written()
 	if err := p.file.write(p.columns); err != nil {
 		return err
 	}
-	p.queue.stages.Load().Done(StageWrite, began, 0)
+	p.queue.stages.Load().Done(StageWrite, began, int(p.folder.written()-at))
 	p.queue.park(p.pending)
 	p.rows, p.pending = p.rows+p.pending, 0
 	p.columns.Reset()
@@ -226,9 +226,11 @@ func (p *Parquet) finish() {
 	p.begun = time.Time{}
 	err := p.flush()
 	if err == nil && p.rows > 0 {
+		began, at := time.Now(), p.folder.written()
 		if err = p.file.close(); err == nil {
 			err = p.folder.sync() // once: what a failed sync left on the disk is not known
 		}
+		p.queue.stages.Load().Done(StageWrite, began, int(p.folder.written()-at))
 		if err == nil {
 			err = p.try(p.folder.publish)
 		}

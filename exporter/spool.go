@@ -44,6 +44,8 @@ type spool struct {
 	run uint64 // random; with the number it is the id of a request, in any life of the agent
 	log *slog.Logger
 
+	stages *atomic.Pointer[Stages] // nil: not measured
+
 	mu      sync.Mutex
 	lock    *os.File // nil: the folder is not open yet
 	carried bool     // the tally of the run before was read
@@ -102,6 +104,7 @@ func (s *spool) put(body []byte, records int, count flows.Count) (ok, kept bool,
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := &spooled{name: spoolName(s.next, s.run, records), records: records, since: time.Now()}
+	began := time.Now()
 	packed, err := packers["zstd"](body)
 	if err == nil {
 		e.size = len(packed)
@@ -123,6 +126,9 @@ func (s *spool) put(body []byte, records int, count flows.Count) (ok, kept bool,
 	}
 	s.next++
 	if err == nil { // noted before it can be sent and removed
+		if s.stages != nil {
+			s.stages.Load().Done(StageSpool, began, e.size)
+		}
 		s.tally.Next = s.next
 		s.tally.Safe.Add(count)
 		s.keepTally()

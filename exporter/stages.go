@@ -46,7 +46,7 @@ func NewStages(sink string) *Stages {
 			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100,
 		}, []string{"stage"}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "weft_stage_bytes_total", Help: "Bytes that left a stage: encoded, compressed for the disk, written; of stage send before compression.", ConstLabels: of,
+			Name: "weft_stage_bytes_total", Help: "Bytes that left a stage: encoded, compressed and on disk (spool), read from there and unpacked, sent (before compression), written. Columns are counted when they are written.", ConstLabels: of,
 		}, []string{"stage"}),
 	}
 }

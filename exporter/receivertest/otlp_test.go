@@ -318,6 +318,37 @@ func TestCollectorDecodesTheHistograms(t *testing.T) {
 	}
 }
 
+// A sink that gets a part of the records is not told of connections that it gets nothing of.
+func TestFilteredSinksHaveNoExemplars(t *testing.T) {
+	filter, err := flows.ParseFilter([]flows.Term{{Kind: "port", Value: "1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, in := range map[string]exporter.Intake{"all": {}, "filter": {Filter: filter}, "sample": {Sample: exporter.Sample{Rate: .5}}} {
+		sink := new(consumertest.MetricsSink)
+		receiver := startCollector(t, "", new(consumertest.LogsSink), sink)
+		o := newSink(t, receiver.endpoint, exporter.OTLPConfig{Intake: in})
+		export(t, o, flows.Window{End: start, Ledger: flows.Ledger{At: start}, Latencies: []flows.Latency{{
+			Key: flows.LatencyKey{Protocol: flows.ProtoTCP}, Start: start.Add(-time.Hour).UnixNano(), Count: 1, Sum: 1, Offset: 0, Counts: []uint64{1},
+			Exemplars: []flows.Exemplar{{Value: 1050 * time.Millisecond, At: start.UnixNano(), ConnectionID: 1}},
+		}}})
+		closeSink(t, o)
+		points, exemplars := 0, 0
+		for _, md := range sink.AllMetrics() {
+			list := md.ResourceMetrics().At(0).ScopeMetrics().At(0).Metrics()
+			for i := range list.Len() {
+				if list.At(i).Type() == pmetric.MetricTypeExponentialHistogram {
+					points++
+					exemplars += list.At(i).ExponentialHistogram().DataPoints().At(0).Exemplars().Len()
+				}
+			}
+		}
+		if want := map[string]int{"all": 1}[name]; points != 1 || exemplars != want {
+			t.Errorf("%s: got %d histograms with %d exemplars, want 1 with %d", name, points, exemplars, want)
+		}
+	}
+}
+
 // attributes is m as text, in order of name.
 func attributes(m pcommon.Map) string {
 	var parts []string

@@ -369,6 +369,9 @@ exporter:
 				}
 			}
 		}
+		if count("bytes_total", "lake", "write") == 0 {
+			return errors.New("nothing was written into a Parquet file")
+		}
 		return nil
 	})
 	if e, u, s := count("bytes_total", "siem", "encode"), count("bytes_total", "siem", "unspool"), count("bytes_total", "siem", "send"); e < 600*50 || u != e || s != e {
@@ -376,6 +379,9 @@ exporter:
 	}
 	if e, w := count("bytes_total", "disk", "encode"), count("bytes_total", "disk", "write"); e < 600*50 || w != e {
 		t.Errorf("got %v bytes encoded, %v written: want as many", e, w)
+	}
+	if s, w := count("bytes_total", "siem", "spool"), count("bytes_total", "lake", "write"); s == 0 || s >= 600*50 || w == 0 {
+		t.Errorf("got %v bytes in the spool, %v in the Parquet file: want some, compressed", s, w)
 	}
 	if strings.Contains(text, `sink="them/one",stage=`) {
 		t.Error("a tenant has series of stages, want none")
