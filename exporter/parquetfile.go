@@ -94,7 +94,8 @@ func parquetNode(t arrow.DataType) parquet.Node {
 // reset begins a file on out.
 func (p *parquetFile) reset(out io.Writer) { p.w.Reset(out) }
 
-// write adds what was appended to b as a row group, all of which was written on return.
+// write adds what was appended to b as a row group; at most the last 32 KiB of it are written
+// with what comes next.
 func (p *parquetFile) write(b *Columns) error {
 	writers := p.w.ColumnWriters()
 	for _, c := range b.all {
