@@ -65,10 +65,11 @@ test-kubernetes: ## a real Kubernetes of two nodes, 5,000 pods of a real API ser
 test-kernels: ## the tests of data plane, topology and names, and of tenants in VRFs and VLANs, in 6.1 and 6.12 guests (needs qemu-system-x86 kmod cpio busybox-static xz-utils)
 	tools/kernels/matrix.sh
 
-bench: build ## cost per packet as ratios, the drain, and the agent on real traffic; recorded in bench/results
+bench: build ## cost per packet as ratios, the drain, the agent on real traffic, names and links, the exporter; recorded in bench/results
 	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./bench
 	@mkdir -p bench/results && out=bench/results/$$(date -u +%F)-$$(uname -r).txt && \
-	{ $(SUDO) bin/bench && $(GO) test -run '^$$' -bench Drain $(EXEC) ./dataplane && \
+	{ $(SUDO) bin/bench && $(GO) test -run '^$$' -bench 'Drain|Drop|Sockets' $(EXEC) ./dataplane && \
+	$(GO) test -run '^$$' -bench 'Resolve$$|LinkToHop|Translation|WorstDrain' $(EXEC) ./cni && \
 	cd exporter/receivertest && $(GO) test -run '^$$' -bench 'Encode|Columns|Parquet' -cpu 1 . && \
 	$(GO) test -run '^$$' -bench 'Delivery|Spool' -benchtime 5x -timeout 40m .; } | tee "$$out.new" && \
 	mv "$$out.new" "$$out" && echo "recorded in $$out"
