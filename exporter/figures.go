@@ -28,7 +28,7 @@ var pointFigures = []figure{
 }
 
 // sourceFigures are those of what is read beside the flow table: weft_ledger_source_NAME_events
-// and weft.ledger.source.NAME. Seen = Drained + Lost + Pending + Unaccounted.
+// and weft.ledger.source.NAME.events. Seen = Drained + Lost + Pending + Unaccounted.
 var sourceFigures = []struct {
 	name, help string
 	total      bool

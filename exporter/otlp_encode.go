@@ -152,7 +152,7 @@ func (s *sums) records(l *flows.Ledger) {
 	s.add("weft.ledger.gone.unbalanced", "{point}", helpGoneUnbalanced, true, signed(l.GoneUnbalanced))
 	for i := range l.Sources {
 		for _, f := range sourceFigures {
-			s.add("weft.ledger.source."+f.name, "{event}", f.help, f.total, f.of(&l.Sources[i]), keyValue(slog.String(nameSource, l.Sources[i].Name)))
+			s.add("weft.ledger.source."+f.name+".events", "{event}", f.help, f.total, f.of(&l.Sources[i]), keyValue(slog.String(nameSource, l.Sources[i].Name)))
 		}
 	}
 	add("made", "Flow records made.", true, l.Made)

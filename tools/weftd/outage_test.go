@@ -290,7 +290,7 @@ func steady(t *testing.T, node string, before, during, after watchedVitals) {
 // watchedVitals are what samples of an agent's vitals came to.
 type watchedVitals struct {
 	first, last, most vitals
-	half              vitals // the most of the first half: caches and the store fill, and then stay
+	half              vitals  // the most of the first half: caches and the store fill, and then stay
 	load              float64 // CPUs
 }
 

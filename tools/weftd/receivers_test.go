@@ -130,7 +130,7 @@ type series struct{ name, labels string }
 var labelNames = map[string]string{
 	"interface": "network_interface_name", "direction": "network_io_direction", "netns": "weft_hop_netns", "hook": "weft_hop_hook",
 	"class": "weft_hop_class", "side": "weft_tcp_side", "transport": "network_transport",
-	"sink": "weft_ledger_sink", "reason": "weft_ledger_reason",
+	"sink": "weft_ledger_sink", "reason": "weft_ledger_reason", "source": "weft_ledger_source",
 }
 
 // resource are labels that receivers make of the name and of who sent it.
