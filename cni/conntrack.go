@@ -102,14 +102,14 @@ func among(spaces []*Space, named []string) []*Space {
 // find is the translation of what had k's ends, in either direction, in a namespace for
 // which in is true, all the time from first to last (Unix nanoseconds). What another
 // namespace sends on once more is one with it. false: none, or not certain which.
-func (c *conntrack) find(in func(space uint64) bool, k flows.Key, first, last int64) (found flows.Translation, ok bool) {
-	one, other, n := c.with(in, k, first, last)
+func (c *conntrack) find(in func(space uint64) bool, k flows.Key, first, last int64, opens bool) (found flows.Translation, ok bool) {
+	one, other, n := c.with(in, k, first, last, opens)
 	if n == 1 {
 		for _, end := range []flows.Key{one.Sent, one.Opened} {
 			if _, cell := cellsOf(pack(end).unsided()); c.places.sieve[cell].Load() < 2 || end == k || end == k.Reverse() {
 				continue // that is its own, or was asked for
 			}
-			if a, b, m := c.with(in, end, first, last); m == 2 {
+			if a, b, m := c.with(in, end, first, last, opens); m == 2 {
 				if whole, ok := inARow(a, b); ok {
 					return whole, true
 				}
@@ -124,7 +124,7 @@ func (c *conntrack) find(in func(space uint64) bool, k flows.Key, first, last in
 
 // with is the translations that have k's ends, as find says: n is how many differ, at
 // most three, of which there are two.
-func (c *conntrack) with(in func(space uint64) bool, k flows.Key, first, last int64) (one, other flows.Translation, n int) {
+func (c *conntrack) with(in func(space uint64) bool, k flows.Key, first, last int64, opens bool) (one, other flows.Translation, n int) {
 	ends := pack(k).unsided()
 	cell, all := cellsOf(ends)
 	if c.places.sieve[all].Load() == 0 {
@@ -134,7 +134,7 @@ func (c *conntrack) with(in func(space uint64) bool, k flows.Key, first, last in
 		if t.sieve[cell].Load() == 0 || !in(t.space) {
 			continue
 		}
-		to, known := t.find(ends, first, last)
+		to, known := t.find(ends, first, last, opens)
 		switch {
 		case !known || n > 0 && to == one || n > 1 && to == other:
 		case n == 0:

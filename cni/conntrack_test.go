@@ -138,7 +138,7 @@ func TestTranslationsAreKnown(t *testing.T) {
 			}
 			soonEnough(t, 5*time.Second, fmt.Sprintf("known where %s is sent, %s", k, when), func() bool {
 				now := time.Now().UnixNano()
-				to, ok := c.find(anywhere, k, first, now)
+				to, ok := c.find(anywhere, k, first, now, false)
 				if !ok {
 					return false
 				}
@@ -146,11 +146,11 @@ func TestTranslationsAreKnown(t *testing.T) {
 					t.Fatalf("%s: got %+v, want sent to %s as %q", k, to, x.sent, x.as)
 				}
 				for _, as := range []flows.Key{k.Reverse(), to.Sent, to.Sent.Reverse(), {Src: k.Dst, Dst: k.Src, Proto: k.Proto}} {
-					if got, ok := c.find(anywhere, as, first, now); !ok || got != to {
+					if got, ok := c.find(anywhere, as, first, now, false); !ok || got != to {
 						t.Errorf("%s as %s: got %+v, %v, want %+v", k, as, got, ok, to)
 					}
 				}
-				if got, ok := c.find(func(uint64) bool { return false }, k, first, now); ok {
+				if got, ok := c.find(func(uint64) bool { return false }, k, first, now, false); ok {
 					t.Errorf("%s, of no namespace that is asked for: got %+v", k, got)
 				}
 				return true
@@ -208,7 +208,7 @@ func TestTheEndOfAConnectionOlderThanTheAgentIsFound(t *testing.T) {
 	in(t, ns, func(h *netlink.Handle) error { return h.ConntrackTableFlush(netlink.ConntrackTable) })
 	reads(time.Now().Add(2*listAgain), "the next list does not", 0)
 	now := time.Now().UnixNano()
-	if got, ok := c.find(anywhere, k, now-1, now+1); ok {
+	if got, ok := c.find(anywhere, k, now-1, now+1, false); ok {
 		t.Errorf("after its end: got %+v, want no answer", got)
 	}
 }
@@ -238,14 +238,14 @@ func TestADirectConnectionIsNotTakenForATranslatedOne(t *testing.T) {
 	})
 	soonEnough(t, 5*time.Second, "the Service's translation", func() bool {
 		now := time.Now().UnixNano()
-		to, ok := c.find(anywhere, service, now-1, now)
+		to, ok := c.find(anywhere, service, now-1, now, false)
 		if !ok {
 			return false
 		}
 		if to.Sent.Dst != direct.Dst || to.Sent.Src.Port() == direct.Src.Port() {
 			t.Fatalf("sent as %s, want to %s from another port than %d: this proves nothing", to.Sent, direct.Dst, direct.Src.Port())
 		}
-		if got, ok := c.find(anywhere, direct, now-1, now); ok {
+		if got, ok := c.find(anywhere, direct, now-1, now, false); ok {
 			t.Errorf("what goes to the server: got %+v, want no translation", got)
 		}
 		return true

@@ -10,15 +10,15 @@ import (
 
 // Translation implements [flows.Translations] by the connection tracking of those
 // namespaces that are in the domain of scope. Loopback addresses are each namespace's own.
-func (c *Census) Translation(scope flows.Scope, k flows.Key, first, last int64) (flows.Translation, bool) {
+func (c *Census) Translation(scope flows.Scope, k flows.Key, first, last int64, opens bool) (flows.Translation, bool) {
 	if c.nat == nil {
 		return flows.Translation{}, false
 	}
 	if k.Src.Addr().IsLoopback() || k.Dst.Addr().IsLoopback() {
-		return c.nat.find(func(space uint64) bool { return space == scope.Netns }, k, first, last)
+		return c.nat.find(func(space uint64) bool { return space == scope.Netns }, k, first, last, opens)
 	}
 	domain := c.resolver.domain(scope.Netns)
-	return c.nat.find(func(space uint64) bool { return c.resolver.domain(space) == domain }, k, first, last)
+	return c.nat.find(func(space uint64) bool { return c.resolver.domain(space) == domain }, k, first, last, opens)
 }
 
 // translation is that of a record's connection. One whose views are kept apart may be any
@@ -27,7 +27,7 @@ func (c *Census) translation(r *flows.Record) (flows.Translation, bool) {
 	if r.NAT != nil {
 		return flows.Translation{Opened: r.SocketKey(true), Sent: r.SocketKey(false).Reverse()}, true
 	}
-	return c.Translation(r.Scope, r.Key, r.Start.UnixNano(), r.End.UnixNano())
+	return c.Translation(r.Scope, r.Key, r.Start.UnixNano(), r.End.UnixNano(), false)
 }
 
 // service adds the Service that the connection was opened to, if who is where it was sent

@@ -112,8 +112,9 @@ func (t *translations) each(k packed, f func(i uint32, e *translated) bool) {
 }
 
 // find is the translation of the connection that had these ends ([packed.unsided]) all
-// the time from first to last. false: none had, or more than one may have had.
-func (t *translations) find(ends packed, first, last int64) (found flows.Translation, ok bool) {
+// the time from first to last, and that was opened then if opens. false: none had, or more
+// than one may have had.
+func (t *translations) find(ends packed, first, last int64, opens bool) (found flows.Translation, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if heard := t.heard.Load(); last > t.sure || heard != 0 && last > heard+lag {
@@ -124,7 +125,7 @@ func (t *translations) find(ends packed, first, last int64) (found flows.Transla
 		if first >= e.ended.before || last < e.began.after || e.crossed && e.between(ends) { // certainly not, or it may be another's
 			return true
 		}
-		if e.told && e.opened.proto == flows.ProtoTCP && e.began.before+lag <= first && e.ended.before <= last {
+		if opens && e.told && e.opened.proto == flows.ProtoTCP && e.began.before+lag <= first && e.ended.before <= last {
 			return true // an earlier connection on these ports: this one goes on beyond its end
 		}
 		several = several || ok || last > e.ended.after || first < e.began.before

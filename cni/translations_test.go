@@ -26,7 +26,7 @@ func followed() *tracker {
 
 // hears is told of a connection at s seconds.
 func (t *translations) of(k flows.Key, first, last int64) (flows.Translation, bool) {
-	return t.find(pack(k).unsided(), first, last)
+	return t.find(pack(k).unsided(), first, last, false)
 }
 
 func (t *tracker) hears(s float64, body []byte, kind, flags uint16) {
@@ -76,21 +76,6 @@ func TestATranslationHoldsInItsTime(t *testing.T) {
 			x.hears(10, one, 0, 0)
 			x.hears(10, tracked(aClient, oneBackend, oneBackend, 9), 0, 0)
 		}, toOne, 11, 12, oneBackend},
-		{"right after another on its port", func(x *tracker) {
-			x.hears(2, one, 0, 0)
-			x.hears(10, one, ctDelete, 0)
-			x.hears(10.001, two, 0, 0)
-		}, toService, 9.9995, 12, otherBackend},
-		{"before another on its port", func(x *tracker) {
-			x.hears(2, one, 0, 0)
-			x.hears(10, one, ctDelete, 0)
-			x.hears(10.001, two, 0, 0)
-		}, toService, 3, 8.5, oneBackend},
-		{"translated otherwise in its midst", func(x *tracker) {
-			x.hears(10, one, 0, 0)
-			x.hears(10.5, one, ctDelete, 0)
-			x.hears(10.501, two, 0, 0)
-		}, toService, 9.9995, 12, ""},
 		{"events are missing", func(x *tracker) { x.hears(10, one, 0, 0); x.lose(nanos(20)) }, toService, 11, 25, ""},
 		{"before they are", func(x *tracker) { x.hears(10, one, 0, 0); x.lose(nanos(20)) }, toService, 11, 19, oneBackend},
 		{"its end was read late", func(x *tracker) { x.hears(10, one, 0, 0); x.readLate(12, 20, one, ctDelete) }, toService, 13, 14, ""},
@@ -113,6 +98,34 @@ func TestATranslationHoldsInItsTime(t *testing.T) {
 			if ok != (c.want != "") || ok && (got.Opened != toService || got.Sent.Dst.String() != c.want) {
 				t.Errorf("%s: got %+v, %v, want %q", c.name, got, ok, c.want)
 			}
+		}
+	}
+}
+
+// TestAPortUsedAgainAtOnce: only who saw the connection open can tell it from one that went
+// on while its translation was made anew, and from the one before.
+func TestAPortUsedAgainAtOnce(t *testing.T) {
+	one, two := tracked(aClient, aService, oneBackend, 0), tracked(aClient, aService, otherBackend, 0)
+	for _, c := range []struct {
+		name        string
+		began       float64
+		first, last float64
+		opens       bool
+		want        string // where it is sent; empty: not certain
+	}{
+		{"the next one", 2, 9.9995, 12, true, otherBackend},
+		{"the one before", 2, 3, 8.5, false, oneBackend},
+		{"the one before, to its end", 2, 9.1, 9.5, false, ""},
+		{"translated otherwise, later", 2, 9.5, 12, false, ""},
+		{"translated otherwise, at once", 9.5, 9.4995, 12, true, ""},
+	} {
+		x := followed()
+		x.hears(c.began, one, 0, 0)
+		x.hears(10, one, ctDelete, 0)
+		x.hears(10.001, two, 0, 0)
+		got, ok := x.find(pack(tracking(aClient, aService)).unsided(), nanos(c.first), nanos(c.last), c.opens)
+		if ok != (c.want != "") || ok && got.Sent.Dst.String() != c.want {
+			t.Errorf("%s: got %+v, %v, want %q", c.name, got, ok, c.want)
 		}
 	}
 }
@@ -297,7 +310,7 @@ func TestLoopbackAddressesAreTranslatedInTheirNamespaceAlone(t *testing.T) {
 		k     flows.Key
 		want  bool
 	}{{one, local.Opened, false}, {domain, local.Opened, false}, {other, local.Opened, true}, {other, local.Sent, true}, {domain, outward.Opened, true}, {one, outward.Sent, true}} {
-		if got, ok := c.Translation(flows.Scope{Netns: q.space}, q.k, nanos(11), nanos(12)); ok != q.want {
+		if got, ok := c.Translation(flows.Scope{Netns: q.space}, q.k, nanos(11), nanos(12), false); ok != q.want {
 			t.Errorf("%s in %d: got %+v, %v, want %v", q.k, q.space, got, ok, q.want)
 		}
 	}
@@ -338,7 +351,7 @@ func TestTranslationsInARow(t *testing.T) {
 			all = append(all, x)
 		}
 		n.known.Store(&all)
-		got, ok := n.find(anywhere, c.k, nanos(11), nanos(12))
+		got, ok := n.find(anywhere, c.k, nanos(11), nanos(12), false)
 		if want := c.want.Opened.Dst.IsValid(); ok != want || want && got != c.want {
 			t.Errorf("%s: got %+v, %v, want %+v", c.name, got, ok, c.want)
 		}
@@ -373,7 +386,7 @@ func BenchmarkTranslation(b *testing.B) {
 			for b.Loop() {
 				k := keys[i%11_000]
 				k.Src = netip.AddrPortFrom(k.Src.Addr(), port)
-				if _, ok := c.find(anywhere, k, nanos(10), nanos(20)); ok != (port == 4000) {
+				if _, ok := c.find(anywhere, k, nanos(10), nanos(20), false); ok != (port == 4000) {
 					b.Fatalf("%s: got %v", k, ok)
 				}
 				i += 7
@@ -399,8 +412,8 @@ func BenchmarkTranslation(b *testing.B) {
 // atNamespaces asks connection tracking as a census does, of all namespaces.
 type atNamespaces struct{ *conntrack }
 
-func (a atNamespaces) Translation(_ flows.Scope, k flows.Key, first, last int64) (flows.Translation, bool) {
-	return a.find(anywhere, k, first, last)
+func (a atNamespaces) Translation(_ flows.Scope, k flows.Key, first, last int64, opens bool) (flows.Translation, bool) {
+	return a.find(anywhere, k, first, last, opens)
 }
 
 // BenchmarkWorstDrain is the longest drain while 100,000 conversations, all that 110

@@ -76,7 +76,7 @@ func newWire(t *testing.T, seed uint64) *wire {
 // that one point alone sees; of some times it does not know.
 type oneForTwo struct{}
 
-func (oneForTwo) Translation(_ Scope, k Key, first, _ int64) (to Translation, ok bool) {
+func (oneForTwo) Translation(_ Scope, k Key, first, _ int64, _ bool) (to Translation, ok bool) {
 	if k.Dst.Port() != 80 {
 		k = k.Reverse()
 	}

@@ -14,8 +14,9 @@ type Translations interface {
 	// Translation is that of the connection to which the packets with k, or its reverse,
 	// belonged that scope saw from first to last (Unix nanoseconds): all of them, or the
 	// answer is false. So it is where nothing was translated, where that is not known, and
-	// where k may have meant two connections in that time. It must not block.
-	Translation(scope Scope, k Key, first, last int64) (Translation, bool)
+	// where k may have meant two connections in that time. opens: the packet that opened it
+	// is among them. It must not block.
+	Translation(scope Scope, k Key, first, last int64, opens bool) (Translation, bool)
 }
 
 // Translation is a connection as who opened it sent it, and as it was sent on at last. All

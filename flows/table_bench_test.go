@@ -174,7 +174,7 @@ func BenchmarkLedger4096Points(b *testing.B) {
 // tracked10k is a translation by where it was opened and sent, as one connection in two views.
 type tracked10k map[Key]Translation
 
-func (m tracked10k) Translation(_ Scope, k Key, _, _ int64) (Translation, bool) {
+func (m tracked10k) Translation(_ Scope, k Key, _, _ int64, _ bool) (Translation, bool) {
 	t, ok := m[k]
 	if !ok {
 		t, ok = m[k.Reverse()]

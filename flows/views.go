@@ -76,11 +76,17 @@ func (t *Table) translation(c *conversation, first, last int64) (to Translation,
 	if t.translations == nil || t.apart || !c.key.translatable() {
 		return to, false
 	}
-	if to, ok = t.translations.Translation(c.key.scope(), c.key.from(0), first, last); !ok {
+	if to, ok = t.translations.Translation(c.key.scope(), c.key.from(0), first, last, c.opensIn(first, last)); !ok {
 		return to, false
 	}
 	_, src, ok := to.in(&c.key)
 	return to, ok && (!c.is(convSYN) || c.opener() == src)
+}
+
+// opensIn reports whether c's SYN was seen between first and last: for certain unless c is
+// older than the 18 minutes after which its time repeats.
+func (c *conversation) opensIn(first, last int64) bool {
+	return c.syn != 0 && c.syn-uint32(first>>8) <= uint32((last-first)>>8)
 }
 
 // translatable reports whether connection tracking knows a conversation by this key
@@ -348,7 +354,7 @@ func (t *Table) told(scope Scope, k Key, first, last int64) Key {
 	if t.translations == nil || t.apart || !k.ports() || scope.VLAN != (VLAN{}) {
 		return k
 	}
-	to, ok := t.translations.Translation(scope, k, first, last)
+	to, ok := t.translations.Translation(scope, k, first, last, false)
 	if !ok {
 		return k
 	}
@@ -367,7 +373,7 @@ func (t *Table) held(c *conversation, from side, scope Scope, k Key, first, last
 	if c != nil && c.is(convGained) || t.translations == nil || t.apart || !k.ports() {
 		return c, from
 	}
-	to, ok := t.translations.Translation(scope, k, first, last)
+	to, ok := t.translations.Translation(scope, k, first, last, false)
 	if !ok {
 		return c, from
 	}

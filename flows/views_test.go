@@ -4,6 +4,7 @@ package flows
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -13,7 +14,7 @@ import (
 // tracking is what connection tracking would say, each for ever.
 type tracking []Translation
 
-func (all *tracking) Translation(_ Scope, k Key, _, _ int64) (Translation, bool) {
+func (all *tracking) Translation(_ Scope, k Key, _, _ int64, _ bool) (Translation, bool) {
 	for _, t := range *all {
 		for _, as := range t.keys() {
 			if as.Src.IsValid() && (as == k || as.Reverse() == k) {
@@ -77,6 +78,30 @@ func TestViewsOfATranslatedConnectionAreOneRecord(t *testing.T) {
 	}
 	if got, want := hopsOf(r), []string{"8>*before 4", "3>between 4", "2>after 3", "2<*after 4", "8<before 4"}; !slices.Equal(got, want) {
 		t.Errorf("hops: got %q, want %q", got, want)
+	}
+}
+
+// whenOpened notes what it is asked: by the first of its packets' times, whether the
+// connection was opened among them.
+type whenOpened map[int64]bool
+
+func (w whenOpened) Translation(_ Scope, _ Key, first, _ int64, opens bool) (Translation, bool) {
+	w[first] = opens
+	return Translation{}, false
+}
+
+func TestOnlyTheFirstRecordsPacketsOpenAConnection(t *testing.T) {
+	asked := whenOpened{}
+	k := newKernel(t, TableOptions{Translations: asked})
+	to := tcp(aClient, aService)
+	syn := flow(podIn, to, 3, 0.5, starts(FlagSYN, 100, 0))
+	k.drain(1, syn)
+	k.drain(20)
+	later := flow(podIn, to, 3, 20.5)
+	k.drain(21, later)
+	k.drain(40)
+	if want := (whenOpened{syn.First: true, later.First: false}); !maps.Equal(asked, want) {
+		t.Errorf("got %v, want %v", asked, want)
 	}
 }
 
