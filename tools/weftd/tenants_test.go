@@ -219,6 +219,7 @@ func (h *house) apart(t *testing.T, all []tenant, scopes int, remote bool) {
 			packets[at] += r.Packets
 			_, from, _ := strings.Cut(r.From, "named ")
 			_, to, _ := strings.Cut(r.To, "named ")
+			to, _, _ = strings.Cut(to, "; ") // and which process listens, if it was seen while it did
 			if was, there := names[at]; there && was != [2]string{from, to} {
 				t.Fatalf("in scope %v: got names %q and %q in\n%s", at, was, []string{from, to}, text)
 			}
