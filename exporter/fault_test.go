@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestEveryFaultHasATest holds the table of faults in DESIGN.md: what it says is logged is
-// what the code logs, and the tests that it names are there.
+// TestEveryFaultHasATest holds the table of faults in DESIGN.md: the tests that it names are
+// there, the code logs what it says is logged, and one of the tests looks for that.
 func TestEveryFaultHasATest(t *testing.T) {
 	design := read(t, "DESIGN.md")
 	_, table, _ := strings.Cut(design, "\n## Faults, what is logged")
@@ -25,25 +25,34 @@ func TestEveryFaultHasATest(t *testing.T) {
 			continue
 		}
 		rows++
-		names := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(cells[4], -1)
-		if len(names) == 0 {
-			t.Errorf("%s: got no test", cells[1])
-		}
-		for _, name := range names {
-			if !strings.Contains(tests, "\nfunc "+name[1]+"(t *testing.T)") {
+		bodies := ""
+		for _, name := range regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(cells[4], -1) {
+			_, body, there := strings.Cut(tests, "\nfunc "+name[1]+"(t *testing.T)")
+			if body, _, _ = strings.Cut(body, "\n}\n"); !there {
 				t.Errorf("%s: got %s, want a test that there is", cells[1], name[1])
 			}
+			bodies += body
 		}
-		for words := range strings.FieldsFuncSeq(cells[3], func(r rune) bool { return r == ';' }) {
-			words, _, _ = strings.Cut(strings.TrimSpace(words), ", with ")
-			words, _, _ = strings.Cut(words, ", or ")
-			if !regexp.MustCompile(`log\.(Warn|Error)\("[^"]*` + regexp.QuoteMeta(words)).MatchString(code) {
+		for words := range strings.SplitSeq(cells[3], ";") {
+			words = strings.TrimSpace(words)
+			if !regexp.MustCompile(`log\.(Warn|Error)\("` + regexp.QuoteMeta(words) + `"`).MatchString(code) {
 				t.Errorf("%s: got %q, want words that are logged", cells[1], words)
+			}
+			if !strings.Contains(bodies, words) {
+				t.Errorf("%s: got no test that looks for %q", cells[1], words)
 			}
 		}
 	}
 	if rows < 13 {
 		t.Errorf("got %d faults, want 13", rows)
+	}
+}
+
+// says wants these words in log, once.
+func says(t *testing.T, what, log, words string) {
+	t.Helper()
+	if n := strings.Count(log, words); n != 1 {
+		t.Errorf("%s: got %q %d times in the log, want it once:\n%s", what, words, n, log)
 	}
 }
 

@@ -267,7 +267,7 @@ func TestRecordsWaitForADiskThatTakesNothing(t *testing.T) {
 			closeFile(t, f)
 			checkNumbers(t, writtenBytes(t, logs), 10)
 			text := log.String()
-			if strings.Count(text, "cannot be written") != 1 || strings.Count(text, "written again") != 1 || !strings.Contains(text, c.want) {
+			if strings.Count(text, "file cannot be written, records wait") != 1 || strings.Count(text, "written again") != 1 || !strings.Contains(text, c.want) {
 				t.Errorf("got log %q, want one line when it broke, with %q, and one when it was mended", text, c.want)
 			}
 		})

@@ -5,6 +5,7 @@ package exporter
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -357,17 +358,30 @@ func TestFlightTrustsWhomItIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, c := range map[string]struct{ ca, want string }{
-		"the authority is named": {cert, ""},
-		"it is not":              {"", "unknown authority"},
+	known := x509.NewCertPool()
+	known.AddCert(pair.Leaf)
+	stranger, strangerKey := certificate(t)
+	for name, c := range map[string]struct {
+		ca, cert, key string
+		asks          tls.ClientAuthType
+		want          string
+	}{
+		"the authority is named":         {ca: cert},
+		"it is not":                      {want: "unknown authority"},
+		"the service knows the client":   {ca: cert, cert: cert, key: key, asks: tls.RequireAndVerifyClientCert},
+		"the client shows nothing":       {ca: cert, asks: tls.RequireAndVerifyClientCert, want: "certificate required"},
+		"the service knows it as nobody": {ca: cert, cert: stranger, key: strangerKey, asks: tls.RequireAndVerifyClientCert, want: "unknown certificate authority"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &flightService{answer: true}
-			lis := s.serve(t, nil, grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{pair}})))
-			f := newTestFlight(t, FlightConfig{Endpoint: "grpc+tls://" + lis.Addr().String(), CA: c.ca}, nil)
+			lis := s.serve(t, nil, grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: c.asks, ClientCAs: known})))
+			f := newTestFlight(t, FlightConfig{Endpoint: "grpc+tls://" + lis.Addr().String(), CA: c.ca, Certificate: c.cert, Key: c.key}, nil)
 			exportRecords(t, f, figured(5))
 			if c.want != "" {
 				eventually(t, c.want, func() bool { return strings.Contains(f.State(), c.want) })
+				if a := f.Account(); a.Acknowledged != 0 || a.Waiting != 5 {
+					t.Errorf("got %+v, want all 5 to wait", a)
+				}
 				return
 			}
 			eventually(t, "it is acknowledged", func() bool { return f.Account().Acknowledged == 5 })

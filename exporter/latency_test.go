@@ -8,7 +8,6 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
-	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -62,19 +61,9 @@ func scrape(t *testing.T, all []flows.Latency) map[string]*dto.MetricFamily {
 	url := startWeb(t, WebOptions{
 		Ledger: func() flows.Ledger { return flows.Ledger{} }, Latencies: func() Latencies { return Latencies{All: all, Left: left} },
 	})
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/metrics", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Accept", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited")
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	answer, err := client.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer answer.Body.Close()
+	_, body, header := fetch(t, url+"/metrics", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited")
 	families := map[string]*dto.MetricFamily{}
-	for dec := expfmt.NewDecoder(answer.Body, expfmt.ResponseFormat(answer.Header)); ; {
+	for dec := expfmt.NewDecoder(strings.NewReader(body), expfmt.ResponseFormat(header)); ; {
 		f := &dto.MetricFamily{}
 		if err := dec.Decode(f); errors.Is(err, io.EOF) {
 			return families
@@ -113,35 +102,15 @@ func TestScrapersReadExemplars(t *testing.T) {
 	if want := []string{"0.0009765625: " + id + "abc 0.0009 5ms", "16: " + id + "def 9 7ms", "+Inf: " + id + "456 20 9ms"}; !slices.Equal(classic, want) {
 		t.Errorf("classic: got %q, want %q", classic, want)
 	}
-	body, kind := fetch(t, startWeb(t, WebOptions{
+	_, body, header := fetch(t, startWeb(t, WebOptions{
 		Ledger: func() flows.Ledger { return flows.Ledger{} }, Latencies: func() Latencies { return Latencies{All: []flows.Latency{l}, Left: left} },
 	})+"/metrics", "application/openmetrics-text;version=1.0.0")
+	kind := header.Get("Content-Type")
 	if !strings.HasPrefix(kind, "application/openmetrics-text") || !strings.HasSuffix(body, "# EOF\n") ||
 		!strings.Contains(body, `le="16.0"} 3000 # {weft_connection_id="0000000000000def"} 9.0 `) ||
 		!strings.Contains(body, `le="+Inf"} 3000 # {weft_connection_id="0000000000000456"} 20.0 `) || strings.Count(body, `le="+Inf"} 3000`) != 1 {
 		t.Errorf("OpenMetrics: got %s, without the exemplar of 9 s:\n%s", kind, body)
 	}
-}
-
-// fetch is what the URL answers one who accepts that, and what it says it is.
-func fetch(t *testing.T, url, accept string) (body, kind string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Accept", accept)
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	answer, err := client.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer answer.Body.Close()
-	text, err := io.ReadAll(answer.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text), answer.Header.Get("Content-Type")
 }
 
 // nativeBuckets are a native histogram's counts by number, as Prometheus reads them.

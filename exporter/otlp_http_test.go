@@ -77,11 +77,7 @@ func unpacked(r *http.Request) ([]byte, error) {
 		}
 		return io.ReadAll(z)
 	case "zstd":
-		d, err := zstdDecoder()
-		if err != nil {
-			return nil, err
-		}
-		return d.DecodeAll(body, nil)
+		return unzstd(body)
 	}
 	return body, nil
 }
@@ -162,13 +158,16 @@ func TestExactlyTheRetryableHTTPCodesAreRetried(t *testing.T) {
 			}
 			a := o.Account()
 			checkBalance(t, a)
+			words := "receiver refuses requests, not retried"
 			if slices.Contains(retried, code) {
+				words = "receiver not reached or busy, retrying"
 				if a.Acknowledged != 10 || len(s.times) != 2 {
 					t.Errorf("%d: got %+v after %d requests, want 10 acknowledged after 2", code, a, len(s.times))
 				}
 			} else if a.Lost["refused"] != 10 || len(s.times) != 1 {
 				t.Errorf("%d: got %+v after %d requests, want 10 refused after 1", code, a, len(s.times))
 			}
+			says(t, fmt.Sprint(code), log.String(), words)
 			if why := map[bool]string{true: "elsewhere", false: "because of"}[code/100 == 3]; !strings.Contains(log.String(), why) || strings.Contains(log.String(), "\x1b") {
 				t.Errorf("%d: got log %q, want one line with %q and no escapes", code, log.String(), why)
 			}
@@ -202,11 +201,13 @@ func TestRetryAfterIsObeyedInSecondsAndAsADate(t *testing.T) {
 						w.WriteHeader(code)
 					}
 				}}
-				o := s.start(t, OTLPConfig{})
+				var log syncBuffer
+				o := s.start(t, OTLPConfig{Log: slog.New(slog.NewTextHandler(&log, nil))})
 				export(t, o, records(10)...)
 				if err := closeOTLP(t, o, time.Hour); err != nil {
 					t.Error(err)
 				}
+				says(t, name, log.String(), "receiver not reached or busy, retrying")
 				if len(s.times) != 2 || o.Account().Acknowledged != 10 {
 					t.Fatalf("%s: got %d requests, %+v, want 2 and all acknowledged", name, len(s.times), o.Account())
 				}
@@ -239,10 +240,14 @@ func TestPartialSuccessOverHTTPIsCountedAndNotRetried(t *testing.T) {
 				w.Header().Set("Content-Type", c.kind)
 				_, _ = io.WriteString(w, c.body)
 			}}
-			o := s.start(t, OTLPConfig{})
+			var log syncBuffer
+			o := s.start(t, OTLPConfig{Log: slog.New(slog.NewTextHandler(&log, nil))})
 			export(t, o, records(10)...)
 			if err := closeOTLP(t, o, time.Minute); err != nil {
 				t.Error(err)
+			}
+			if c.rejected > 0 {
+				says(t, name, log.String(), "receiver rejects a part of what is sent")
 			}
 			if a := o.Account(); a.Lost["rejected"] != c.rejected || a.Acknowledged != 10-c.rejected || len(s.times) != 1 {
 				t.Errorf("%s: got %+v after %d requests, want %d rejected after 1", name, a, len(s.times), c.rejected)
@@ -261,10 +266,14 @@ func TestRequestsAreSplitUntilTheReceiverTakesThem(t *testing.T) {
 					w.WriteHeader(http.StatusRequestEntityTooLarge)
 				}
 			}}
-			o := s.start(t, OTLPConfig{})
+			var log syncBuffer
+			o := s.start(t, OTLPConfig{Log: slog.New(slog.NewTextHandler(&log, nil))})
 			export(t, o, records(4000)...)
 			if err := closeOTLP(t, o, time.Minute); err != nil {
 				t.Error(err)
+			}
+			if !strings.Contains(log.String(), "receiver takes smaller requests only, splitting") { // each limit is told
+				t.Errorf("%s: got log %s, want that requests are split", name, log.String())
 			}
 			a := o.Account()
 			checkBalance(t, a)
@@ -337,11 +346,7 @@ func init() {
 	if err != nil {
 		panic(err)
 	}
-	d, err := zstdDecoder()
-	if err != nil {
-		panic(err)
-	}
-	if _, err := d.DecodeAll(packed, nil); err != nil {
+	if _, err := unzstd(packed); err != nil {
 		panic(err)
 	}
 }

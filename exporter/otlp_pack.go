@@ -110,12 +110,17 @@ func (grpcZstd) Decompress(r io.Reader) (io.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
+	plain, err := unzstd(packed)
+	return bytes.NewReader(plain), err
+}
+
+// unzstd unpacks a whole body, of at most 16 MiB.
+func unzstd(packed []byte) ([]byte, error) {
 	d, err := zstdDecoder()
 	if err != nil {
 		return nil, err
 	}
-	plain, err := d.DecodeAll(packed, nil)
-	return bytes.NewReader(plain), err
+	return d.DecodeAll(packed, nil)
 }
 
 // zstdBody collects a message.

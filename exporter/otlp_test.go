@@ -78,7 +78,8 @@ func TestExactlyTheRetryableAnswersAreRetried(t *testing.T) {
 				}
 				return &collogs.ExportLogsServiceResponse{}, nil
 			}}
-			o := r.start(t, OTLPConfig{})
+			var log syncBuffer
+			o := r.start(t, OTLPConfig{Log: slog.New(slog.NewTextHandler(&log, nil))})
 			export(t, o, records(10)...)
 			if err := closeOTLP(t, o, time.Minute); err != nil {
 				t.Errorf("%s: %v", name, err)
@@ -86,13 +87,16 @@ func TestExactlyTheRetryableAnswersAreRetried(t *testing.T) {
 			a := o.Account()
 			checkBalance(t, a)
 			told := strings.Contains(name, "with a time")
+			words := "receiver refuses requests, not retried"
 			if retryable[status.Code(answer)] || told {
+				words = "receiver not reached or busy, retrying"
 				if a.Acknowledged != 10 || r.requests() != 2 {
 					t.Errorf("%s: got %+v after %d requests, want 10 acknowledged after 2", name, a, r.requests())
 				}
 			} else if a.Lost["refused"] != 10 || r.requests() != 1 {
 				t.Errorf("%s: got %+v after %d requests, want 10 refused after 1", name, a, r.requests())
 			}
+			says(t, name, log.String(), words)
 			if told {
 				if waited := r.times[1].Sub(r.times[0]); waited != 7*time.Second {
 					t.Errorf("%s: got a retry after %s, want it after the 7s asked for", name, waited)
@@ -150,7 +154,7 @@ func TestARecordThatNoRequestHoldsIsCountedAndTold(t *testing.T) {
 		if a.Acknowledged != 3 || a.Lost["too_large"] != 2 {
 			t.Errorf("got %+v, want 3 acknowledged and 2 lost as too_large", a)
 		}
-		if n := strings.Count(log.String(), "larger than a request may be"); n != 1 || !strings.Contains(log.String(), all[1].Key.String()) {
+		if n := strings.Count(log.String(), "record is larger than a request may be, lost as every one like it"); n != 1 || !strings.Contains(log.String(), all[1].Key.String()) {
 			t.Errorf("got %s, want one line, with the flow %s", log.String(), all[1].Key)
 		}
 	})
@@ -171,10 +175,14 @@ func TestRejectedPartIsCountedAndNotRetried(t *testing.T) {
 			r := &receiver{answer: func(context.Context, int) (*collogs.ExportLogsServiceResponse, error) {
 				return &collogs.ExportLogsServiceResponse{PartialSuccess: c.partial}, nil
 			}}
-			o := r.start(t, OTLPConfig{})
+			var log syncBuffer
+			o := r.start(t, OTLPConfig{Log: slog.New(slog.NewTextHandler(&log, nil))})
 			export(t, o, records(10)...)
 			if err := closeOTLP(t, o, time.Minute); err != nil {
 				t.Errorf("%s: %v", name, err)
+			}
+			if c.rejected > 0 {
+				says(t, name, log.String(), "receiver rejects a part of what is sent")
 			}
 			a := o.Account()
 			checkBalance(t, a)
@@ -248,11 +256,13 @@ func TestHangingReceiverTimesOutAndIsRetried(t *testing.T) {
 			}
 			return &collogs.ExportLogsServiceResponse{}, ctx.Err()
 		}}
-		o := r.start(t, OTLPConfig{Getenv: env("OTEL_EXPORTER_OTLP_TIMEOUT", "3000")})
+		var log syncBuffer
+		o := r.start(t, OTLPConfig{Getenv: env("OTEL_EXPORTER_OTLP_TIMEOUT", "3000"), Log: slog.New(slog.NewTextHandler(&log, nil))})
 		export(t, o, records(10)...)
 		if err := closeOTLP(t, o, time.Minute); err != nil {
 			t.Error(err)
 		}
+		says(t, "hanging", log.String(), "receiver not reached or busy, retrying")
 		if gap := r.times[1].Sub(r.times[0]); gap < 3*time.Second || gap > 3*time.Second+minBackoff {
 			t.Errorf("got the second request after %s, want it just after the 3s time-out", gap)
 		}

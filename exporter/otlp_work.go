@@ -35,7 +35,7 @@ func (o *OTLP) encodeLogs() {
 				n = 1
 				o.queue.settle(0, 1, "too_large")
 				o.giant.Do(func() {
-					o.logs.log.Warn("record is larger than a request may be, lost; so is every other one like it", "flow", records[0].Key, "hops", len(records[0].Hops), "limit", maxBatchBytes)
+					o.logs.log.Warn("record is larger than a request may be, lost as every one like it", "flow", records[0].Key, "hops", len(records[0].Hops), "limit", maxBatchBytes)
 				})
 			case o.spool != nil:
 				o.keep(body, records[:n])

@@ -264,7 +264,7 @@ func TestFullDiskHoldsRecordsAndLosesNone(t *testing.T) {
 		want = append(want, wantRow(&all[i], false))
 	}
 	requireRows(t, "after the disk was full", readParquet(t, files[0]), want)
-	if text := log.String(); strings.Count(text, "no space left") != 1 || strings.Count(text, "written again") != 1 {
+	if text := log.String(); strings.Count(text, "Parquet files cannot be written, records wait") != 1 || !strings.Contains(text, "no space left") || strings.Count(text, "written again") != 1 {
 		t.Errorf("got log\n%s\nwant one line that it is full and one that it is over", text)
 	}
 }
@@ -295,7 +295,7 @@ func TestReadOnlyDiskHoldsRecordsUntilTheDeadline(t *testing.T) {
 		t.Errorf("got account %+v, want 100 lost to the shutdown", a)
 	}
 	<-p.done // nothing of it goes on
-	if strings.Count(log.String(), "\n") != 1 {
+	if strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "Parquet files cannot be written, records wait") {
 		t.Errorf("got log\n%s\nwant one line", log.String())
 	}
 }

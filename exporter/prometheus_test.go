@@ -63,17 +63,31 @@ func startWeb(t *testing.T, o WebOptions) string {
 
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
+	status, body, _ := fetch(t, url, "")
+	return status, body
+}
+
+// fetch is what the URL answers one who accepts that.
+func fetch(t *testing.T, url, accept string) (status int, body string, header http.Header) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if accept != "" {
+		req.Header.Set("Accept", accept)
+	}
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	answer, err := client.Get(url)
+	answer, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
+	text, err := io.ReadAll(answer.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return answer.StatusCode, string(body)
+	return answer.StatusCode, string(text), answer.Header
 }
 
 func TestMetricsShowTheLedger(t *testing.T) {

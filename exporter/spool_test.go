@@ -119,7 +119,7 @@ func TestDamagedSpoolFilesAreCountedAndTheOthersSent(t *testing.T) {
 		if strings.Join(got, "|") != "first of them|third of them" || len(lost) != 1 || lost[0] != "spool_damaged 10" {
 			t.Errorf("%s: got %q, lost %v, want the first, the third, and 10 records counted", name, got, lost)
 		}
-		if n := strings.Count(log.String(), "damaged"); n != 1 || !strings.Contains(log.String(), filepath.Base(hit)) {
+		if n := strings.Count(log.String(), "spooled request is damaged, its records are lost"); n != 1 || !strings.Contains(log.String(), filepath.Base(hit)) {
 			t.Errorf("%s: got log %q, want one line that names the file", name, log.String())
 		}
 	}
@@ -166,7 +166,7 @@ func TestAgeCountsFromAClockThatCannotBeSet(t *testing.T) {
 	if strings.Join(got, "|") != "from the future|new" || len(lost) != 1 || lost[0] != "spool_age 10" {
 		t.Errorf("got %q, lost %v, want the one of a day ago lost", got, lost)
 	}
-	if !strings.Contains(log.String(), "clock was set back") {
+	if !strings.Contains(log.String(), "clock was set back: spooled requests are from the future and count as new") {
 		t.Errorf("got log %q, want a line about the clock", log.String())
 	}
 }
@@ -236,7 +236,7 @@ func TestDiskThatTakesNothingHoldsUpNothing(t *testing.T) {
 				t.Errorf("got %q, lost %v, want all in order", got, lost)
 			}
 			text := log.String()
-			if strings.Count(text, "cannot be written") != 1 || strings.Count(text, "written again") != 1 || !strings.Contains(text, c.want) {
+			if strings.Count(text, "spool cannot be written, requests wait in memory") != 1 || strings.Count(text, "written again") != 1 || !strings.Contains(text, c.want) {
 				t.Errorf("got log %q, want one line when it broke, with %q, and one when it was mended", text, c.want)
 			}
 		})
@@ -354,8 +354,9 @@ func TestSpoolKeepsWhatItCannotReadNow(t *testing.T) {
 
 func TestWhatAKilledRunHadIsMissedByTheNext(t *testing.T) {
 	dir := t.TempDir()
-	run := func(flowing, safe uint64) *spool {
-		s, _ := testSpool(t, SpoolConfig{Dir: dir})
+	var log *syncBuffer
+	run := func(flowing, safe uint64) (s *spool) {
+		s, log = testSpool(t, SpoolConfig{Dir: dir})
 		if flowing > 0 {
 			s.told(flows.Count{Packets: flowing, Bytes: 10 * flowing})
 			if ok, _, _ := s.put([]byte("x"), 1, flows.Count{Packets: safe, Bytes: 10 * safe}); !ok {
@@ -374,6 +375,7 @@ func TestWhatAKilledRunHadIsMissedByTheNext(t *testing.T) {
 	if got := s.missing(); got != 100 || s.tally.Missing.Bytes != 1000 {
 		t.Errorf("after a kill: got %d missing, want 100 packets", got)
 	}
+	says(t, "after a kill", log.String(), "last run was killed, packets that it had for this sink are in no record")
 	killed(s)
 	s = run(70, 10)
 	if got := s.missing(); got != 150 {
@@ -382,7 +384,7 @@ func TestWhatAKilledRunHadIsMissedByTheNext(t *testing.T) {
 	if _, err := s.close(); err != nil {
 		t.Fatal(err)
 	}
-	s, log := testSpool(t, SpoolConfig{Dir: dir})
+	s, log = testSpool(t, SpoolConfig{Dir: dir})
 	if got := s.missing(); got != 150 || strings.Contains(log.String(), "killed") {
 		t.Errorf("after a stop: got %d missing and %q, want 150 and no word of a kill", got, log)
 	}

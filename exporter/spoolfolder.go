@@ -156,11 +156,7 @@ func (s *spool) read(e *spooled) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := zstdDecoder()
-	if err != nil {
-		return nil, err
-	}
-	body, err := d.DecodeAll(packed, nil)
+	body, err := unzstd(packed)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", errDamaged, err)

@@ -82,7 +82,7 @@ func TestConnectionsThatAreResetLoseNothing(t *testing.T) {
 				t.Errorf("got %d connections, want more than the 3 that were reset", n)
 			}
 			compare(t, received(logs), records)
-			if text := log.String(); strings.Count(text, "retrying") != 1 || strings.Count(text, "receiver acknowledges") != 1 {
+			if text := log.String(); strings.Count(text, "receiver not reached or busy, retrying") != 1 || strings.Count(text, "receiver acknowledges") != 1 {
 				t.Errorf("got %s, want one line when it began and one when it was over", text)
 			}
 		})

@@ -191,13 +191,19 @@ func TestCollectorsRefusalsAreRetriedOrCounted(t *testing.T) {
 	busy := errors.New("the queue is full")
 	logs := &refusing{answers: []error{busy, busy, nil, consumererror.NewPermanent(errors.New("not wanted")), busy}}
 	receiver := startCollector(t, "", logs, new(consumertest.MetricsSink))
-	o := newSink(t, receiver.endpoint, exporter.OTLPConfig{Flush: time.Millisecond})
+	var log lines
+	o := newSink(t, receiver.endpoint, exporter.OTLPConfig{Flush: time.Millisecond, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	records := corpus(300, 2)
 	for i := 0; i < 300; i += 100 { // the second hundred is what the pipeline does not want
 		export(t, o, flows.Window{Records: records[i : i+100]})
 		eventually(t, "an answer for good", func() bool { return o.Account().Waiting == 0 })
 	}
 	closeSink(t, o)
+	for _, words := range []string{"receiver not reached or busy, retrying", "receiver refuses requests, not retried"} {
+		if !strings.Contains(log.String(), words) {
+			t.Errorf("got log %s, want %q", log.String(), words)
+		}
+	}
 	compare(t, received(&logs.LogsSink), append(records[:100:100], records[200:]...))
 	if a := o.Account(); a.Offered != 300 || a.Acknowledged != 200 || a.Lost["refused"] != 100 || len(a.Lost) != 1 || logs.n != 6 {
 		t.Errorf("got %+v after %d requests, want 200 acknowledged and 100 refused after 6", a, logs.n)

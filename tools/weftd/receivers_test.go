@@ -391,19 +391,7 @@ func TestCollectorsFilesHaveWhatFlowctlShows(t *testing.T) {
 	rx0, tx0 := h.counters(t)
 	w := h.start(t, quick, "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317")
 	h.traffic(t)
-	h.eventually(t, "every record is acknowledged and nothing is open", func() error {
-		l, _ := h.ledger(t)
-		if rx, tx := h.counters(t); l.packets() != rx-rx0+tx-tx0 || l.Records.Made == 0 || l.Records.Waiting > 0 || !l.Balanced || l.open() > 0 {
-			return fmt.Errorf("%+v, want the %d packets of the device, none of them open", l, rx-rx0+tx-tx0)
-		}
-		return nil
-	})
-	want := h.shown(t)
-	l, _ := h.ledger(t)
-	w.signal(t, syscall.SIGTERM)
-	if code := w.wait(t); code != exitFine {
-		t.Errorf("SIGTERM: got exit code %d, want 0", code)
-	}
+	want, l := h.finish(t, w, rx0+tx0)
 	var got []map[string]any
 	h.eventually(t, "the file has every record", func() (err error) {
 		if got, err = filed(filepath.Join(h.dir, "logs.jsonl")); err == nil && len(got) < len(want) {
@@ -450,6 +438,25 @@ func (l ledgerAnswer) open() (n uint64) {
 		n += p.Open
 	}
 	return n
+}
+
+// finish stops the agent when every record is acknowledged and all that the device counted since before
+// is in them: what flowctl showed, and the ledger.
+func (h *house) finish(t *testing.T, w *weftd, before uint64) (shown []map[string]any, l ledgerAnswer) {
+	t.Helper()
+	h.eventually(t, "every record is acknowledged and nothing is open", func() error {
+		l, _ = h.ledger(t)
+		if rx, tx := h.counters(t); l.packets() != rx+tx-before || l.Records.Made == 0 || l.Records.Waiting > 0 || !l.Balanced || l.open() > 0 {
+			return fmt.Errorf("%+v, want the %d packets of the device, none of them open", l, rx+tx-before)
+		}
+		return nil
+	})
+	shown = h.shown(t)
+	w.signal(t, syscall.SIGTERM)
+	if code := w.wait(t); code != exitFine {
+		t.Errorf("SIGTERM: got exit code %d, want 0", code)
+	}
+	return shown, l
 }
 
 // shown is each record of flowctl, with the names and types that OTLP's JSON has.
@@ -580,19 +587,7 @@ func TestDuckDBReadsEveryRecord(t *testing.T) {
 	rx0, tx0 := h.counters(t)
 	w := h.start(t, quick+"exporter: {sinks: {lake: {parquet: {dir: "+dir+", age: 1s}}}}\n")
 	h.traffic(t)
-	h.eventually(t, "nothing is open", func() error {
-		l, _ := h.ledger(t)
-		if rx, tx := h.counters(t); l.packets() != rx-rx0+tx-tx0 || l.Records.Made == 0 || !l.Balanced || l.open() > 0 {
-			return fmt.Errorf("%+v, want the %d packets of the device, none of them open", l, rx-rx0+tx-tx0)
-		}
-		return nil
-	})
-	want := h.shown(t)
-	l, _ := h.ledger(t)
-	w.signal(t, syscall.SIGTERM)
-	if code := w.wait(t); code != exitFine {
-		t.Errorf("SIGTERM: got exit code %d, want 0", code)
-	}
+	want, l := h.finish(t, w, rx0+tx0)
 	from := fmt.Sprintf("from read_parquet('%s/*.parquet')", dir)
 	var got []map[string]any
 	for _, r := range duck(t, `select "source.address", "source.port", "destination.address", "destination.port", "network.transport",
