@@ -27,7 +27,13 @@ for t in bpf dataplane cni weftd; do
 	case $t in
 	cni | weftd) load /etc/further && PATH=$PATH:/later ;;
 	esac
-	[ "$t" != weftd ] || only='TenantsWithEqualFlows/(VRF|VLAN)' # what a host without such devices leaves out
+	if [ "$t" = weftd ]; then
+		only='TenantsWithEqualFlows/(VRF|VLAN)' # what a host without such devices leaves out
+		case $(cat /proc/sys/kernel/osrelease) in
+		6.1.*) ;; # no kernel's matter, so one of them is enough
+		*) only="$only|ClockSteps" ;; # the clock is ours to set
+		esac
+	fi
 	cd / && WEFT_EMULATED=1 TESTBED_BUILT=/ "/$t.test" -test.v -test.short -test.run "$only" -test.timeout 500s || worst=1
 	echo "### $t done after $(cut -d' ' -f1 /proc/uptime) s"
 done

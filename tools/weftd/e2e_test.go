@@ -39,6 +39,13 @@ type ledgerAnswer struct {
 	}
 }
 
+func (l ledgerAnswer) packets() (n uint64) {
+	for _, p := range l.Points {
+		n += p.Seen - p.GSO
+	}
+	return n
+}
+
 func (h *house) ledger(t *testing.T) (l ledgerAnswer, code int) {
 	t.Helper()
 	text, complaint, code := h.flowctl(t, "ledger", "-o", "json")

@@ -418,13 +418,6 @@ func TestCollectorsFilesHaveWhatFlowctlShows(t *testing.T) {
 	t.Logf("%d records and their %d packets agree", len(got), packets)
 }
 
-func (l ledgerAnswer) packets() (n uint64) {
-	for _, p := range l.Points {
-		n += p.Seen - p.GSO
-	}
-	return n
-}
-
 func (l ledgerAnswer) inFlows() (n uint64) {
 	for _, p := range l.Points {
 		n += p.Flows
