@@ -8,9 +8,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
-	"google.golang.org/protobuf/proto"
-
 	"weft/flows"
 )
 
@@ -77,16 +74,12 @@ func (l *liner) append(dst []byte, records []flows.Record) (_ []byte, n int, _ e
 		if l.body, n = l.encoder.Append(l.body[:0], records[:most], time.Now()); n == 0 {
 			break
 		}
-		var m collogs.ExportLogsServiceRequest
-		if err := proto.Unmarshal(l.body, &m); err != nil {
-			return dst, 0, fmt.Errorf("decode own request for JSON: %w", err)
-		}
-		text, err := otlpJSON(&m)
+		text, err := jsonLogs().append(dst, l.body)
 		if err != nil {
-			return dst, 0, err
+			return dst, 0, fmt.Errorf("write own request as JSON: %w", err)
 		}
-		if len(text) < maxLine {
-			return append(append(dst, text...), '\n'), n, nil
+		if len(text)-len(dst) < maxLine {
+			return append(text, '\n'), n, nil
 		}
 	}
 	return dst, 0, nil

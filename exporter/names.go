@@ -319,9 +319,14 @@ func appendMember(dst []byte, a slog.Attr) []byte {
 	return appendJSONString(dst, a.Value.String())
 }
 
-func appendJSONString(dst []byte, s string) []byte {
+func appendJSONString[T string | []byte](dst []byte, s T) []byte {
 	dst = append(dst, '"')
-	for _, c := range s { // invalid UTF-8 yields U+FFFD
+	plain := 0
+	for plain < len(s) && s[plain] >= ' ' && s[plain] < 0x7f && s[plain] != '"' && s[plain] != '\\' {
+		plain++
+	}
+	dst = append(dst, s[:plain]...)
+	for _, c := range string(s[plain:]) { // invalid UTF-8 yields U+FFFD
 		switch {
 		case c == '"' || c == '\\':
 			dst = append(dst, '\\', byte(c))

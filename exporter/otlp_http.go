@@ -5,8 +5,6 @@ package exporter
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +17,6 @@ import (
 
 	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
-	metrics "go.opentelemetry.io/proto/otlp/metrics/v1"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -33,7 +30,7 @@ type httpTransport struct {
 	client  *http.Client
 	url     string
 	header  http.Header
-	message func() proto.Message // what a body is, for JSON; nil: protobuf is sent
+	message func() *jsonMessage // what a body is, for JSON; nil: protobuf is sent
 	pack    func([]byte) ([]byte, error)
 }
 
@@ -72,9 +69,9 @@ func newHTTP(signal string, t target, dial dialer) *httpTransport {
 	h.header.Set("Content-Type", "application/x-protobuf")
 	if t.protocol == protocolJSON {
 		h.header.Set("Content-Type", "application/json")
-		h.message = func() proto.Message { return &collogs.ExportLogsServiceRequest{} }
+		h.message = jsonLogs
 		if signal == "metrics" {
-			h.message = func() proto.Message { return &colmetrics.ExportMetricsServiceRequest{} }
+			h.message = jsonMetrics
 		}
 	}
 	if t.compression != "none" {
@@ -122,14 +119,11 @@ func (h *httpTransport) send(ctx context.Context, body []byte) answer {
 // after the call.
 func (h *httpTransport) payload(body []byte) ([]byte, error) {
 	if h.message != nil {
-		m := h.message()
-		if err := proto.Unmarshal(body, m); err != nil {
-			return nil, fmt.Errorf("decode own request for JSON: %w", err)
+		text, err := h.message().append(nil, body)
+		if err != nil {
+			return nil, fmt.Errorf("write own request as JSON: %w", err)
 		}
-		var err error
-		if body, err = otlpJSON(m); err != nil {
-			return nil, err
-		}
+		body = text
 	}
 	return h.pack(body)
 }
@@ -211,59 +205,4 @@ func retryAfter(h http.Header) time.Duration {
 		now = time.Now()
 	}
 	return max(then.Sub(now), 0)
-}
-
-// otlpJSON is m by OTLP's rules: enumerations are numbers, 64-bit integers are
-// strings, bytes are base64, but trace and span ids are hexadecimal. For these
-// the field is set to the bytes whose base64 is the id's hexadecimal form.
-func otlpJSON(m proto.Message) ([]byte, error) {
-	switch m := m.(type) {
-	case *collogs.ExportLogsServiceRequest:
-		for _, rl := range m.ResourceLogs {
-			for _, sl := range rl.ScopeLogs {
-				for _, lr := range sl.LogRecords {
-					lr.TraceId, lr.SpanId = hexID(lr.TraceId), hexID(lr.SpanId)
-				}
-			}
-		}
-	case *colmetrics.ExportMetricsServiceRequest:
-		for _, rm := range m.ResourceMetrics {
-			for _, sm := range rm.ScopeMetrics {
-				for _, metric := range sm.Metrics {
-					hexExemplars(metric)
-				}
-			}
-		}
-	}
-	text, err := protojson.MarshalOptions{UseEnumNumbers: true}.Marshal(m)
-	if err != nil {
-		return nil, fmt.Errorf("encode OTLP as JSON: %w", err)
-	}
-	return text, nil
-}
-
-func hexExemplars(m *metrics.Metric) {
-	var all []*metrics.Exemplar
-	for _, p := range append(m.GetSum().GetDataPoints(), m.GetGauge().GetDataPoints()...) {
-		all = append(all, p.Exemplars...)
-	}
-	for _, p := range m.GetExponentialHistogram().GetDataPoints() {
-		all = append(all, p.Exemplars...)
-	}
-	for _, p := range m.GetHistogram().GetDataPoints() {
-		all = append(all, p.Exemplars...)
-	}
-	for _, e := range all {
-		e.TraceId, e.SpanId = hexID(e.TraceId), hexID(e.SpanId)
-	}
-}
-
-// hexID is the bytes whose base64 is id in hexadecimal: 8 or 16 bytes make 16 or
-// 32 digits, a multiple of 4, all of base64's alphabet. None: nil.
-func hexID(id []byte) []byte {
-	raw, err := base64.StdEncoding.DecodeString(hex.EncodeToString(id))
-	if err != nil || len(id) == 0 {
-		return nil
-	}
-	return raw
 }
