@@ -223,6 +223,31 @@ func TestReusedPortIsANewFlowWhereNoFINPassed(t *testing.T) {
 	}
 }
 
+// TestReusedPortIsANewFlowBeforeItWasReadOut: a port that is used again at once, on a CPU that saw
+// no end of the first connection.
+func TestReusedPortIsANewFlowBeforeItWasReadOut(t *testing.T) {
+	for name, flags := range map[string]byte{"SYN": 2, "SYN-ACK": 18} {
+		h := newHarness(t, Options{Slots: 1024}, 14)
+		send := func(flags byte, seq uint32, n int) {
+			segment := tcp(flags)
+			binary.BigEndian.PutUint32(segment[4:], seq)
+			h.run(flows.HookIngress, frame(ethIPv4, ip4(6, 20), segment), n, nil)
+		}
+		send(flags, 1000, 2) // sent again
+		send(16, 1001, 5)
+		send(flags, 77, 1)
+		send(16, 78, 1)
+		send(flags, 77, 1) // sent again behind what follows it
+		h.drain()
+		if len(h.last) != 2 {
+			t.Fatalf("%s: got %+v, want two flows", name, h.last)
+		}
+		if a, b := h.last[0], h.last[1]; a.Packets != 7 || b.Packets != 3 || !a.New || !b.New || a.SeqNumber != 1000 || b.SeqNumber != 77 {
+			t.Errorf("%s: got %+v and %+v, want 7 packets of the first connection, then 3 of the second", name, a, b)
+		}
+	}
+}
+
 func TestSamplesAreDifferences(t *testing.T) {
 	for _, b := range backends {
 		h := newHarness(t, Options{Backend: b, Slots: 1024}, 14)

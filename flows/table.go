@@ -80,6 +80,8 @@ type Table struct {
 	apart        bool
 	ids          connIndex
 
+	later []Sample // of ports that are used again while their connection has not ended yet, as far as this drain has told
+
 	sockets   slab[socketEnd]
 	unmatched uint64 // events of sockets that are in no record
 
@@ -142,6 +144,7 @@ func (t *Table) Fold(b Batch) (w Window, done bool) {
 	if !b.Final {
 		return Window{}, false
 	}
+	t.foldLater()
 	t.settleExamples()
 	t.dropped(b.Drops)
 	t.dns.expire(b.Seen.DNS.Read, t.now)
@@ -220,8 +223,15 @@ func (t *Table) foldSome(some []Sample) {
 	}
 }
 
-// fold adds one sample to its conversation, or counts why not.
+// fold adds one sample to its conversation, now or with the drain's last batch.
 func (t *Table) fold(s *Sample, key *convKey, hash uint32, from side) {
+	if !t.postponed(s, key, hash, from) {
+		t.foldNow(s, key, hash, from)
+	}
+}
+
+// foldNow adds one sample to its conversation, or counts why not.
+func (t *Table) foldNow(s *Sample, key *convKey, hash uint32, from side) {
 	n := Count{s.Packets, s.Bytes}
 	if n == (Count{}) {
 		t.learnLater(s, key, hash, from)
@@ -277,28 +287,6 @@ func (t *Table) gain(i uint32, c *conversation, s *Sample, from side) {
 			t.ids.add(id, i)
 		}
 	}
-}
-
-// restarts reports whether s begins a new connection with the ports of the one
-// with index i, which has ended or has been silent since its last record. The
-// initial sequence numbers tell; where they are not known, time does.
-func (t *Table) restarts(i uint32, s *Sample, from side) bool {
-	if !s.New || s.FirstFlags&FlagSYN == 0 {
-		return false
-	}
-	c := t.convs.at(i)
-	if c.is(convGained) && !c.finished() {
-		return false
-	}
-	if other, known := c.contradicts(s, from); known {
-		return other
-	}
-	for h := &c.first; h != nil; h = t.after(h) {
-		if h.last >= s.First {
-			return false
-		}
-	}
-	return true
 }
 
 // sweep closes what has ended or timed out. It begins where the last one had

@@ -4,6 +4,7 @@ package flows
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 )
@@ -669,6 +670,35 @@ func TestALiveConnectionIsNotTakenOverByAnotherSYN(t *testing.T) {
 		if got.ConnectionID != want.ConnectionID || got.Key != want.Key {
 			t.Errorf("got connection %x of %v, want %x of %v", got.ConnectionID, got.Key, want.ConnectionID, want.Key)
 		}
+	}
+}
+
+// A port is used again within a drain, and the first connection's FINs, which passed another
+// CPU, are told after the second one's SYN.
+func TestAPortUsedAgainWithinADrainHasAConnectionOfItsOwn(t *testing.T) {
+	client, server := tcp("10.0.0.9:40000", "10.0.0.1:80"), tcp("10.0.0.1:80", "10.0.0.9:40000")
+	first := []Sample{
+		flow(podIn, client, 3, 0.1, starts(FlagSYN, 100, 0)),
+		flow(podOut, server, 2, 0.2, starts(FlagSYN|FlagACK, 500, 101)),
+	}
+	second := []Sample{
+		flow(podIn, client, 1, 0.5, starts(FlagSYN, 200, 0)),
+		flow(podOut, server, 1, 0.6, starts(FlagSYN|FlagACK, 600, 201)),
+	}
+	fins := []Sample{flow(podIn, client, 1, 0.3, flags(FlagFIN)), flow(podOut, server, 1, 0.4, flags(FlagFIN))}
+	alone := func(samples []Sample) uint64 {
+		k := newKernel(t, TableOptions{})
+		k.drain(1, samples...)
+		return k.one(k.close(2)).ConnectionID
+	}
+	k := newKernel(t, TableOptions{})
+	r := k.one(k.drain(1, slices.Concat(first, second, fins)...))
+	if r.ConnectionID != alone(first) || r.EndReason != EndOfFlow || r.Packets+r.ReversePackets != 7 {
+		t.Errorf("first: got connection %x, %v, %d packets, want %x, end_of_flow, 7", r.ConnectionID, r.EndReason, r.Packets+r.ReversePackets, alone(first))
+	}
+	k.drain(2, flow(podIn, client, 4, 1.5))
+	if r := k.one(k.close(3)); r.ConnectionID != alone(second) || r.Packets != 5 || r.ReversePackets != 1 {
+		t.Errorf("second: got connection %x, %d and %d packets, want %x, 5 and 1", r.ConnectionID, r.Packets, r.ReversePackets, alone(second))
 	}
 }
 

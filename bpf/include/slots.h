@@ -194,6 +194,21 @@ static __always_inline void add_to_slot(struct flow_slot *s, __u32 packets, __u3
 	s->flags |= flags;
 }
 
+/* Did another SYN than p begin the slot's flow? One that is sent again is the same. */
+__noinline int begun_by_other(frame_t *ctx, const struct packet *p, __u32 slot)
+{
+	__u32 bucket = slot / WEFT_WAYS;
+	struct cold_bucket *cb = bpf_map_lookup_elem(&cold_lines, &bucket);
+	struct tcphdr buf, *tcp;
+	const struct flow_cold *c;
+
+	if (!p || !cb)
+		return 0;
+	c = &cb->way[slot & (WEFT_WAYS - 1)];
+	tcp = header(ctx, p->l4, &buf, sizeof(buf), EITHER);
+	return tcp && c->flags & TCP_SYN && c->seq != bpf_ntohl(tcp->seq);
+}
+
 /* For a flow that is not in its first slot, or in none, or that begins. */
 __noinline int add_further(frame_t *ctx, struct packet *p)
 {
@@ -220,11 +235,12 @@ __noinline int add_further(frame_t *ctx, struct packet *p)
 
 found:
 	/* A SYN where the connection has ended begins a new flow in the same slot. Its FIN may
-	 * have passed another CPU: then what has been read out and rests since has ended.
+	 * have passed another CPU: then what has been read out and rests since has ended, and
+	 * so has what another SYN began.
 	 */
 	if (p->flags & TCP_SYN) {
 		rests = read_out(s, bpf_jiffies64());
-		if (rests || s->flags & (TCP_FIN | TCP_RST))
+		if (rests || s->flags & (TCP_FIN | TCP_RST) || begun_by_other(ctx, p, at))
 			return take_slot(ctx, p, at, !rests);
 	}
 	add_to_slot(s, p->packets, p->bytes, p->flags);
