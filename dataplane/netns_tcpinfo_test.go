@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -104,10 +105,12 @@ func (r *nsNet) healthOf(from netip.AddrPort) (sent, back flows.TCPHealth) {
 // Bounds: retransmitted segments are equal, of the sockets together and of nstat;
 // our least round trip, which is taken below the socket and of one segment at a time,
 // is at least half of the socket's least less 100 us (2 ms on an emulated CPU, where that
-// is the way from the socket to the device), and no more than twice the
-// greatest of its smoothed round trips and 5 ms. Of a short connection we may have no
+// is the way from the socket to the device), and no more than 5 ms over its
+// smoothed one. Of a short connection we may have no
 // other than the FIN's, which comes after TCP_INFO was read and is answered when the
-// peer closes, or by the timer of delayed acknowledgements: 200 ms (TCP_DELACK_MAX).
+// peer closes, or by the timer of delayed acknowledgements: 200 ms (TCP_DELACK_MAX). So
+// that bound is 200 ms there, and half of them are within 1 ms of twice what half of the
+// sockets have. One CPU sends: of two, one that stands still lets segments pass each other.
 func TestHealthAgreesWithTCPInfo(t *testing.T) {
 	size, short := 4<<20, 300
 	if nsEmulated {
@@ -126,8 +129,9 @@ func TestHealthAgreesWithTCPInfo(t *testing.T) {
 		t.Run(k.name, func(t *testing.T) {
 			slack := 5 * time.Millisecond
 			if k.conns > 1 {
-				slack = 200 * time.Millisecond
+				slack = 200 * time.Millisecond // the longest that Linux delays an acknowledgement: one probe may meet it
 			}
+			oneCPU(t)
 			r := nsRouted(t, Options{TCP: true, Netns: nsBoth[:1]}, 1500, true)
 			r.lossy()
 			if k.oneIn+k.burst > 0 {
@@ -146,10 +150,12 @@ func TestHealthAgreesWithTCPInfo(t *testing.T) {
 			r.a.drained()
 			again := r.client.snmp("RetransSegs") - before
 			var got, socks uint64
+			var least, smooth []time.Duration
 			for i, from := range froms {
 				sent, back := r.healthOf(from)
 				got, socks = got+sent.Retransmits, socks+uint64(infos[i].Total_retrans)
 				checkRTT(t, infos[i], back.RTT, slack)
+				least, smooth = append(least, back.RTT.Min), append(smooth, time.Duration(infos[i].Rtt)*time.Microsecond)
 				if sent.Lost != 0 {
 					t.Errorf("nothing is lost before the sender's device: got %+v", sent)
 				}
@@ -157,6 +163,11 @@ func TestHealthAgreesWithTCPInfo(t *testing.T) {
 					t.Logf("ss: retrans %d, srtt %d us, min_rtt %d us, reordering %d, dsack_dups %d; we: %+v, back %+v",
 						infos[i].Total_retrans, infos[i].Rtt, infos[i].Min_rtt, infos[i].Reordering, infos[i].Dsack_dups, sent, back)
 				}
+			}
+			slices.Sort(least)
+			slices.Sort(smooth)
+			if got, want := least[len(least)/2], smooth[len(smooth)/2]; k.conns > 1 && !nsEmulated && got > 2*want+time.Millisecond {
+				t.Errorf("median of %d least round trips: got %s, the sockets' smoothed ones are %s", k.conns, got, want)
 			}
 			if got != again || socks != again {
 				t.Errorf("sent again: got %d, nstat says %d, the sockets %d", got, again, socks)
@@ -180,7 +191,7 @@ func checkRTT(t *testing.T, info *unix.TCPInfo, rtt flows.RTT, slack time.Durati
 	if nsEmulated {
 		above = 2 * time.Millisecond // an emulated CPU is some 20 times slower
 	}
-	within(t, "least round trip", rtt.Min, max(1, least/2-above), 2*max(smooth, slack))
+	within(t, "least round trip", rtt.Min, max(1, least/2-above), smooth+slack)
 }
 
 // TestBIGTCPIsHealthy: frames over 64 KiB are neither sent again nor reordered, and
@@ -190,6 +201,7 @@ func TestBIGTCPIsHealthy(t *testing.T) {
 	if nsEmulated {
 		size = 4 << 20
 	}
+	oneCPU(t) // with two that send, one may stand still and segments pass in another order
 	r := nsRouted(t, Options{TCP: true, Netns: nsBoth[:1]}, 1500, true)
 	l := r.client.link("eth0")
 	set := func(what string, f func(netlink.Link, int) error) {
