@@ -14,8 +14,6 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"weft/flows"
 )
 
 // DefaultRuntimes are the sockets of container runtimes that are looked for.
@@ -63,12 +61,6 @@ type Census struct {
 	attached map[string][]*attachment // by container
 	spaces   map[uint64]*resident     // by cookie
 	asked    map[string]time.Time     // containers of which a runtime has more to say, and when they were met
-}
-
-// resident is who was last told to be in a namespace.
-type resident struct {
-	who   *flows.Entity
-	since map[spot]int64 // of each address; 0: always
 }
 
 // countEvery is how often the census looks whether the topology has changed, and
@@ -265,6 +257,7 @@ func (c *Census) space(s *Space, t *Topology, first bool) []claim {
 	if was.who == nil || !reflect.DeepEqual(was.who, who) {
 		was.who = who
 	}
+	handed := was.handedOver(s, t.At)
 	var claims []claim
 	since := map[spot]int64{}
 	add := func(a claim) {
@@ -276,6 +269,8 @@ func (c *Census) space(s *Space, t *Topology, first bool) []claim {
 		from, known := was.since[p]
 		if !known && !first {
 			from, a.guess = bornAt(t.At, attached, a.addr)
+		} else if handed != 0 {
+			from, a.anew = handed, true
 		}
 		since[p], a.from, a.who = from, from, was.who
 		claims = append(claims, a)

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,8 @@ type Container struct {
 	PodUID  string // of Kubernetes
 	Unit    string // the innermost systemd unit: a service or a scope
 	Sandbox string // the id that the runtime's shim was started for: of the pod's first container
+
+	Since time.Time // when the oldest process in there that tells of it began, to the kernel's tick of 10 ms
 
 	// Confidence in percent that ID is right, and Why: the evidence in words.
 	Confidence uint8

@@ -52,6 +52,7 @@ type claim struct {
 	who   *flows.Entity
 	near  []device
 	rank  rank
+	anew  bool // somebody else, from then on: what the owner had before ends there instead of being told better
 }
 
 // telling is all that an owner has.
@@ -230,12 +231,14 @@ func (e edit) claim(p spot, o owner, c *claim, at int64) bool {
 	held := slices.Clone(e.at(p)[p])
 	if i := slices.IndexFunc(held, func(h holding) bool { return h.owner == o && h.to == never }); i >= 0 {
 		h := &held[i]
-		if h.who == c.who && h.rank == c.rank && slices.Equal(h.near, c.near) {
+		if !c.anew {
+			if h.who != c.who || h.rank != c.rank || !slices.Equal(h.near, c.near) {
+				h.who, h.rank, h.near = c.who, c.rank, c.near
+				e.set(p, held)
+			}
 			return true
 		}
-		h.who, h.rank, h.near = c.who, c.rank, c.near
-		e.set(p, held)
-		return true
+		h.to = max(c.from, h.from)
 	}
 	if e.r.count >= maxHoldings {
 		e.r.refused++

@@ -29,6 +29,7 @@ type people struct {
 type crowd struct {
 	containers []Container // different ones, at most maxLooked
 	entity     *flows.Entity
+	guestSince time.Time // when the process of the entity's sandbox began; zero: it is none
 }
 
 // Bounds of looking at processes.
@@ -61,6 +62,7 @@ type known struct {
 	seen      bool // in the round that is under way
 	settled   bool // the container was read twice, with the same result
 	first     time.Time
+	born      time.Time
 	container Container
 	exe       string
 	guest     *guest // nil: no virtual machine or sandbox
@@ -160,7 +162,7 @@ func (l *looker) meet(pid uint32) *known {
 	}
 	k := l.known[pid]
 	if k == nil || k.Start != now.Start || k.Comm != now.Comm || k.ns != ns {
-		k = &known{process: now, ns: ns, first: time.Now(), exe: now.exe()}
+		k = &known{process: now, ns: ns, first: time.Now(), born: startOf(now), exe: now.exe()}
 		if len(l.known) < maxPeople {
 			l.known[pid] = k
 		}
@@ -214,6 +216,7 @@ func (l *looker) askContainer(k *known) {
 	if err != nil {
 		return // it ended: the next round does without it
 	}
+	c.Since = k.born
 	k.settled = c == k.container && time.Since(k.first) > time.Second
 	k.container = c
 }

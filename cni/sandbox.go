@@ -35,6 +35,7 @@ func (p *people) describe(ns inode, c *crowd, all []*known) *flows.Entity {
 	for _, k := range all {
 		if g := k.guest; g != nil && g.runtime != "" {
 			sandboxed(e, k, g)
+			c.guestSince = k.born
 			return e
 		}
 	}

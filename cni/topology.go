@@ -47,7 +47,8 @@ type Space struct {
 	Containers []Container   // in it, at most 16
 	Devices    []*Device     // by ifindex
 
-	ino inode
+	ino        inode
+	guestSince time.Time
 }
 
 // Device is a link in its place.
@@ -158,7 +159,7 @@ func (m *Mirror) byAge(but *space) []*space {
 func (t *Topology) addSpace(m *Mirror, from *space) {
 	s := &Space{Netns: from.cookie, Path: from.path, Own: from.fd == m.own, Host: from.ino == m.people.host, ino: from.ino}
 	if c := m.people.spaces[from.ino]; c != nil {
-		s.Entity, s.Containers = c.entity, c.containers
+		s.Entity, s.Containers, s.guestSince = c.entity, c.containers, c.guestSince
 	} else {
 		s.Entity = m.people.describe(from.ino, &crowd{}, nil)
 	}
