@@ -225,7 +225,7 @@ func (c *Census) count(anyway bool) {
 		c.readFiles()
 	}
 	c.last = t
-	c.resolver.joined(t.domains)
+	c.resolver.joined(t.At.UnixNano(), t.domains)
 	there := map[uint64]bool{}
 	all := make([]telling, 0, len(t.Spaces))
 	for _, s := range t.Spaces {

@@ -106,10 +106,11 @@ func (r *Resolver) spot(space uint64, addr netip.Addr) spot {
 	return spot{r.domain(space), addr}
 }
 
-// joined takes the domain of every namespace that there is. What was known of
-// addresses in those whose domain is another now moves with them. Namespaces that
-// are gone keep theirs as long as their past is remembered.
-func (r *Resolver) joined(domains map[uint64]uint64) {
+// joined takes the domain of every namespace that there is at a time (Unix nanoseconds).
+// What is known of addresses in those whose domain is another now moves with them, but
+// for the past of one that others still go by. Namespaces that are gone keep theirs as
+// long as their past is remembered.
+func (r *Resolver) joined(at int64, domains map[uint64]uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old := *r.domains.Load()
@@ -132,24 +133,30 @@ func (r *Resolver) joined(domains map[uint64]uint64) {
 	}
 	// First what is new, then the word on where to look, then away with the old: who
 	// asks meanwhile finds one or the other.
-	leave := r.moveIn(now)
+	stays := make(map[uint64]bool, len(domains))
+	for _, d := range domains {
+		stays[d] = true
+	}
+	leave := r.moveIn(now, at, stays)
 	r.domains.Store(&now)
 	leave.publish()
 }
 
 // moveIn puts every holding where it is by other domains too, and returns the
-// change that takes it away from where it was.
-func (r *Resolver) moveIn(domains map[uint64]uint64) edit {
+// change that takes it away from where it was, at that time if that stays: the pair of
+// a container goes before its namespace does, and its packets were others' as well.
+func (r *Resolver) moveIn(domains map[uint64]uint64, at int64, stays map[uint64]bool) edit {
 	enter, leave := r.edit(), map[spot][]holding{}
 	for i := range r.shards {
 		for p, held := range r.shards[i].Load().all() {
 			for _, h := range held {
 				d, ok := domains[h.space]
 				to := spot{d, p.addr}
-				if !ok || to == p || p.addr.IsLoopback() || p.addr.IsLinkLocalUnicast() {
+				if !ok || to == p || p.addr.IsLoopback() || p.addr.IsLinkLocalUnicast() || stays[p.domain] && h.to != never {
 					continue
 				}
-				enter.set(to, append(slices.Clone(enter.at(to)[to]), h))
+				there := slices.DeleteFunc(slices.Clone(enter.at(to)[to]), func(o holding) bool { return o.owner == h.owner && o.from == h.from })
+				enter.set(to, append(there, h)) // in the place of what it left behind when it went away
 				leave[p] = append(leave[p], h)
 				if had := r.owned[h.owner]; h.to == never {
 					had[slices.Index(had, p)] = to
@@ -160,9 +167,15 @@ func (r *Resolver) moveIn(domains map[uint64]uint64) edit {
 	enter.publish()
 	out := r.edit()
 	for p, gone := range leave {
-		out.set(p, slices.DeleteFunc(slices.Clone(out.at(p)[p]), func(h holding) bool {
+		held := slices.DeleteFunc(slices.Clone(out.at(p)[p]), func(h holding) bool {
 			return slices.ContainsFunc(gone, func(g holding) bool { return g.owner == h.owner && g.from == h.from && g.to == h.to })
-		}))
+		})
+		for _, h := range gone {
+			if h.to = max(at, h.from); stays[p.domain] && r.count < maxHoldings {
+				held = append(held, h)
+			}
+		}
+		out.set(p, fewPast(held))
 	}
 	return out
 }
@@ -254,6 +267,12 @@ func (e edit) claim(p spot, o owner, c *claim, at int64) bool {
 		}
 	}
 	held = append(held, holding{met: met, from: from, to: never, who: c.who, owner: o, space: c.space, near: c.near, rank: c.rank})
+	e.set(p, fewPast(held))
+	return true
+}
+
+// fewPast is held without the oldest of more than maxPast past holdings.
+func fewPast(held []holding) []holding {
 	past := 0
 	for i := len(held) - 1; i >= 0; i-- {
 		if held[i].to == never {
@@ -263,8 +282,7 @@ func (e edit) claim(p spot, o owner, c *claim, at int64) bool {
 			held = slices.Delete(held, i, i+1)
 		}
 	}
-	e.set(p, held)
-	return true
+	return held
 }
 
 // end ends o's holding of p: at that time or, if that is told late, when another's

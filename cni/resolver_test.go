@@ -31,7 +31,7 @@ func TestAddressResolvesToWhoHeldItThen(t *testing.T) {
 	a, b := owner{ownerNamespace, "2"}, owner{ownerNamespace, "3"}
 	addr := addrOf("10.1.0.5")
 	r.hold(a, 10*sec, []claim{{space: 2, addr: addr, from: 10 * sec, who: entity("a"), rank: rankSeen}})
-	r.joined(map[uint64]uint64{1: 1, 2: 1, 3: 1})
+	r.joined(sec, map[uint64]uint64{1: 1, 2: 1, 3: 1})
 	// b gets the address half a second after a lost it, and that a lost it is told last.
 	r.hold(b, 21*sec, []claim{{space: 3, addr: addr, from: 20*sec + sec/2, who: entity("b"), rank: rankSeen}})
 	r.hold(a, 22*sec, nil)
@@ -53,7 +53,7 @@ func TestAddressResolvesToWhoHeldItThen(t *testing.T) {
 func TestOverlappingTenantsResolveApart(t *testing.T) {
 	r := NewResolver()
 	addr := addrOf("192.168.0.1")
-	r.joined(map[uint64]uint64{1: 1, 2: 1, 3: 1, 5: 5, 6: 5})
+	r.joined(sec, map[uint64]uint64{1: 1, 2: 1, 3: 1, 5: 5, 6: 5})
 	tenant := func(space uint64, name string, near device) {
 		r.hold(owner{ownerNamespace, name}, sec, []claim{{space: space, addr: addr, who: entity(name), near: []device{near}, rank: rankSeen}})
 	}
@@ -86,7 +86,7 @@ func TestOverlappingTenantsResolveApart(t *testing.T) {
 
 func TestLoopbackIsEachNamespacesOwn(t *testing.T) {
 	r := NewResolver()
-	r.joined(map[uint64]uint64{1: 1, 2: 1})
+	r.joined(sec, map[uint64]uint64{1: 1, 2: 1})
 	for space, name := range map[uint64]string{1: "host", 2: "pod"} {
 		r.hold(owner{ownerNamespace, name}, sec, []claim{{space: space, addr: addrOf("127.0.0.1"), who: entity(name), rank: rankSeen}})
 	}
@@ -102,7 +102,7 @@ func TestNamespaceThatIsJoinedLaterIsFound(t *testing.T) {
 	o := owner{ownerNamespace, "7"}
 	first, second := []claim{{space: 7, addr: addrOf("10.0.0.7"), who: entity("early"), rank: rankSeen}}, []claim(nil)
 	r.hold(o, sec, first)
-	r.joined(map[uint64]uint64{1: 1, 7: 1})
+	r.joined(sec, map[uint64]uint64{1: 1, 7: 1})
 	if got := whose(r.Resolve(flows.Scope{Netns: 1}, addrOf("10.0.0.7"), 2*sec)); got != "early" {
 		t.Errorf("after the join: got %q, want early", got)
 	}
@@ -112,6 +112,49 @@ func TestNamespaceThatIsJoinedLaterIsFound(t *testing.T) {
 	}
 	if got := whose(r.Resolve(flows.Scope{Netns: 1}, addrOf("10.0.0.7"), 2*sec)); got != "early" {
 		t.Errorf("before the end: got %q, want early", got)
+	}
+}
+
+// The pair of a container goes before its namespace and its address do: what it sent until then was
+// in the domain that the others still are.
+func TestNamespaceThatLeavesADomainKeepsItsPastThere(t *testing.T) {
+	r := NewResolver()
+	o, addr := owner{ownerNamespace, "2"}, addrOf("10.1.0.5")
+	hold := func(at int64, name string) {
+		r.hold(o, at, []claim{{space: 2, addr: addr, from: 10 * sec, who: entity(name), rank: rankSeen}})
+	}
+	check := func(when string, want map[[2]int64]string) {
+		t.Helper()
+		for at, name := range want {
+			if got := whose(r.Resolve(flows.Scope{Netns: uint64(at[0])}, addr, at[1]*sec)); got != name {
+				t.Errorf("%s: in domain %d at %d s: got %q, want %q", when, at[0], at[1], got, name)
+			}
+		}
+	}
+	together, apart := map[uint64]uint64{1: 1, 2: 1}, map[uint64]uint64{1: 1, 2: 2}
+	r.joined(5*sec, together)
+	hold(10*sec, "a")
+	r.joined(20*sec, apart)
+	check("apart", map[[2]int64]string{{1, 15}: "a", {1, 21}: "", {2, 21}: "a"})
+	hold(25*sec, "b")
+	r.joined(30*sec, together)
+	check("together again", map[[2]int64]string{{1, 15}: "b", {1, 31}: "b"})
+	r.joined(40*sec, apart)
+	r.hold(o, 40*sec, nil)
+	r.joined(41*sec, map[uint64]uint64{1: 1})
+	check("gone", map[[2]int64]string{{1, 39}: "b", {1, 41}: "", {2, 41}: ""})
+	if count, _ := r.held(); count != 2 {
+		t.Errorf("%d remembered, want 2: one in each domain", count)
+	}
+	for i := int64(50); i < 100; i++ {
+		r.joined(i*sec, map[uint64]uint64{1: 1, 2: 1 + uint64(i%2)})
+		hold(i*sec, "c")
+		if i%7 == 0 {
+			r.hold(o, i*sec, nil)
+		}
+	}
+	if count, _ := r.held(); count > 2*(maxPast+1) {
+		t.Errorf("%d remembered of one address in two domains, want at most %d", count, 2*(maxPast+1))
 	}
 }
 
@@ -172,7 +215,7 @@ func TestReadersNeverSeeHalfOfAChange(t *testing.T) {
 	for i := range 2000 {
 		r.hold(o, 0, []claim{{space: 1, addr: addr, who: []*flows.Entity{one, two}[i%2], rank: rankSeen}})
 		r.hold(owner{ownerNamespace, "x"}, 0, []claim{{space: 4, addr: addr, who: one, rank: rankSeen}})
-		r.joined(map[uint64]uint64{1: 1, 3: uint64(1 + i%2*2)})
+		r.joined(sec, map[uint64]uint64{1: 1, 3: uint64(1 + i%2*2)})
 	}
 	close(done)
 	wg.Wait()
@@ -185,7 +228,7 @@ func crowded(n int) (*Resolver, []netip.Addr) {
 	for i := range n {
 		domains[uint64(i+2)] = 1
 	}
-	r.joined(domains)
+	r.joined(sec, domains)
 	for i := range n {
 		addrs[i] = netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
 		r.hold(owner{ownerNamespace, fmt.Sprint(i)}, sec, []claim{{space: uint64(i + 2), addr: addrs[i], from: sec, who: entity(fmt.Sprint(i)), rank: rankSeen}})

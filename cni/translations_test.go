@@ -296,7 +296,7 @@ func TestNamespacesShareTheRoomForTranslations(t *testing.T) {
 func TestLoopbackAddressesAreTranslatedInTheirNamespaceAlone(t *testing.T) {
 	const one, other, domain = 11, 12, 1
 	r := NewResolver()
-	r.joined(map[uint64]uint64{domain: domain, one: domain, other: domain})
+	r.joined(0, map[uint64]uint64{domain: domain, one: domain, other: domain})
 	c := &Census{resolver: r, nat: newConntrack(quiet(), nil)}
 	x := &tracker{space: other, translations: newTranslations(&c.nat.places)}
 	x.complete(1, nanos(1))
