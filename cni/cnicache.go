@@ -100,7 +100,7 @@ type cniFiles struct {
 }
 
 type cniFile struct {
-	at   time.Time // of its last change
+	as   os.FileInfo // when it was read
 	said *attachment
 }
 
@@ -178,7 +178,7 @@ func (c *cniFiles) folder(dir string, next map[string]cniFile, parse func(name s
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
-		if was, ok := c.read[path]; ok && was.at.Equal(info.ModTime()) {
+		if was, ok := c.read[path]; ok && same(was.as, info) {
 			next[path] = was
 			continue
 		}
@@ -189,12 +189,12 @@ func (c *cniFiles) folder(dir string, next map[string]cniFile, parse func(name s
 		a, err := parse(e.Name(), text)
 		switch {
 		case errors.Is(err, errNoLease):
-			next[path] = cniFile{info.ModTime(), nil}
+			next[path] = cniFile{info, nil}
 		case err != nil:
 			errs = append(errs, fmt.Errorf("read %s: %w", path, err))
 		default:
 			a.Since = info.ModTime()
-			next[path] = cniFile{info.ModTime(), &a}
+			next[path] = cniFile{info, &a}
 		}
 	}
 	return errors.Join(errs...)

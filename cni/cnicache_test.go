@@ -54,6 +54,23 @@ func TestCachedResultAndLeaseSayWhoHasTheAddress(t *testing.T) {
 	if a := all[1]; a.ContainerID != "c3" || a.Interface != "eth0" || !slices.Equal(a.Addrs, []netip.Addr{addrOf("10.88.0.9")}) {
 		t.Errorf("lease: got %+v", a)
 	}
+	lease, name := filepath.Join(dir, "networks", "podnet", "10.88.0.10"), "10.88.0.10"
+	write("", "networks", "podnet", name)
+	before, err := os.Stat(lease)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all, err = c.list(); len(all) != 2 || err != nil {
+		t.Errorf("with an empty lease: got %d attachments and error %v, want 2 and none", len(all), err)
+	}
+	write("c4\r\neth0", "networks", "podnet", name) // as host-local does it, in the same tick of the file system's clock
+	if err := os.Chtimes(lease, before.ModTime(), before.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	if all, err = c.list(); len(all) != 3 || err != nil {
+		t.Errorf("with the lease written: got %d attachments and error %v, want 3 and none", len(all), err)
+	}
+	os.Remove(lease)
 	write(`{"kind":"cniCacheV1","conta`, "results", "half")
 	all, err = c.list()
 	if len(all) != 2 || err == nil {

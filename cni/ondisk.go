@@ -11,9 +11,9 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
-	"time"
 )
 
 // Where Docker and Podman, for root, keep what containers they have.
@@ -35,8 +35,14 @@ type onDisk struct {
 }
 
 type diskFile struct {
-	at   time.Time // of its last change
+	as   os.FileInfo // when it was read
 	said []*contained
+}
+
+// same reports whether a file is as it was. The time alone does not tell: the kernel's has
+// 4 ms, in which some write twice.
+func same(was, now os.FileInfo) bool {
+	return was != nil && was.ModTime().Equal(now.ModTime()) && was.Size() == now.Size() && os.SameFile(was, now)
 }
 
 func newOnDisk(docker, podman string) *onDisk {
@@ -51,7 +57,8 @@ func (d *onDisk) find(id string) *contained { return (*d.known.Load())[id] }
 // list reads what changed since it was last called; false: nothing did.
 func (d *onDisk) list(log *slog.Logger) bool {
 	next, errs := map[string]diskFile{}, []error(nil)
-	lists, err := filepath.Glob(filepath.Join(d.podman, "*-containers", "containers.json")) // of each storage driver
+	// Of each storage driver two: what `podman run --rm` makes is listed apart from Podman 4.4 on.
+	lists, err := filepath.Glob(filepath.Join(d.podman, "*-containers", "*containers.json"))
 	errs = append(errs, err)
 	for _, path := range lists {
 		errs = append(errs, d.file(path, maxStorage, next, parseStorage))
@@ -71,8 +78,8 @@ func (d *onDisk) list(log *slog.Logger) bool {
 		errs = append(errs, errAbsent)
 	}
 	d.say(log, errors.Join(errs...))
-	same := maps.EqualFunc(d.read, next, func(a, b diskFile) bool { return a.at.Equal(b.at) })
-	if d.read = next; same {
+	unchanged := maps.EqualFunc(d.read, next, func(a, b diskFile) bool { return a.as == b.as })
+	if d.read = next; unchanged {
 		return false
 	}
 	known := map[string]*contained{}
@@ -98,7 +105,7 @@ func (d *onDisk) file(path string, most int64, next map[string]diskFile, parse f
 		return err
 	}
 	was := d.read[path]
-	if was.at.Equal(info.ModTime()) {
+	if same(was.as, info) {
 		next[path] = was
 		return nil
 	}
@@ -108,12 +115,12 @@ func (d *onDisk) file(path string, most int64, next map[string]diskFile, parse f
 		said, err = parse(text)
 	}
 	if err != nil {
-		if !was.at.IsZero() {
+		if was.as != nil {
 			next[path] = was
 		}
 		return fmt.Errorf("read %s: %w", path, err)
 	}
-	next[path] = diskFile{info.ModTime(), said}
+	next[path] = diskFile{info, said}
 	return nil
 }
 
@@ -149,12 +156,21 @@ func parseStorage(text []byte) ([]*contained, error) {
 	}
 	var all []*contained
 	for _, c := range list {
-		if c.ID != "" && len(c.Names) > 0 {
-			all = append(all, &contained{ID: bounded(c.ID), Name: bounded(c.Names[0]), Runtime: "podman"})
+		if c.ID == "" || len(c.Names) == 0 {
+			continue
 		}
+		n := &contained{ID: bounded(c.ID), Name: bounded(c.Names[0]), Runtime: "podman"}
+		if infraForm.MatchString(n.Name) {
+			n.Sandbox = n.ID
+		}
+		all = append(all, n)
 	}
 	return all, nil
 }
+
+// infraForm is what Podman calls the container that holds a pod's namespaces, unless it is
+// told another name: after the pod's id.
+var infraForm = regexp.MustCompile(`^[0-9a-f]{12}-infra$`)
 
 // parseDocker reads what Docker keeps of one container.
 func parseDocker(text []byte) ([]*contained, error) {

@@ -40,7 +40,7 @@ func TestNamesOnDiskHoldWhateverIsWritten(t *testing.T) {
 	if d.list(log) || !d.status(0).Absent {
 		t.Errorf("where neither is: got %+v, want absent", d.status(0))
 	}
-	one, two, three := strings.Repeat("1", 64), strings.Repeat("2", 64), strings.Repeat("3", 64)
+	one, two, three, four := strings.Repeat("1", 64), strings.Repeat("2", 64), strings.Repeat("3", 64), strings.Repeat("4", 64)
 	config := filepath.Join(docker, one, "config.v2.json")
 	put(t, config, fmt.Sprintf(`{"ID":%q,"Name":"/web","Config":{"Labels":{"app":%q}}}`, one, strings.Repeat("x", 10<<10)), now)
 	list := filepath.Join(podman, "overlay-containers", "containers.json")
@@ -56,6 +56,18 @@ func TestNamesOnDiskHoldWhateverIsWritten(t *testing.T) {
 	}
 	if d.list(log) {
 		t.Error("nothing changed, and it is told")
+	}
+	rm := filepath.Join(podman, "overlay-containers", "volatile-containers.json") // of what goes by itself
+	put(t, rm, fmt.Sprintf(`[{"id":%q,"names":["once"],"flags":{"Volatile":true}},{"id":%q,"names":["8cb1db551e98-infra"]}]`, three, four), now)
+	if d.list(log); d.find(three) == nil || d.find(three).Name != "once" || d.find(two) == nil {
+		t.Errorf("podman --rm: got %+v, want once beside the others", d.find(three))
+	}
+	if n := d.find(four); n == nil || n.Sandbox != four || d.find(three).Sandbox != "" {
+		t.Errorf("podman's pod: got %+v, want that it holds the namespaces only", n)
+	}
+	put(t, rm, fmt.Sprintf(`[{"id":%q,"names":["twice"]}]`, three), now)
+	if !d.list(log) || d.find(three).Name != "twice" {
+		t.Errorf("written again in the same tick of the clock: got %+v, want the second name", d.find(three))
 	}
 	put(t, config, `{"ID":"1`, now.Add(time.Second))
 	if d.list(log); d.find(one) == nil || !strings.Contains(d.status(0).Err, config) {
