@@ -111,7 +111,7 @@ func parseContainer(m []byte) (c container, err error) {
 func (c *container) contained() *contained {
 	l := c.labels
 	n := &contained{
-		ID: c.id, Runtime: "containerd", Handler: bounded(c.handler),
+		ID: c.id, Runtime: "containerd", Native: true, Handler: bounded(c.handler),
 		Pod: bounded(l[labelPod]), Namespace: bounded(l[labelPodNS]), PodUID: bounded(l[labelPodUID]),
 		Name: bounded(l[labelContainer]), Sandbox: c.sandbox, Labels: boundLabels(l),
 	}

@@ -25,7 +25,7 @@ import (
 
 // Bounds of what a container runtime is asked for and of what is kept of it.
 const (
-	runtimeDeadline = 3 * time.Second  // of all questions of one listing together
+	runtimeDeadline = 3 * time.Second  // of all questions by one of the two interfaces
 	runtimePause    = 20 * time.Second // between two listings when nothing new was met
 	runtimeRest     = 250 * time.Millisecond
 	maxRuntimeReply = 64 << 20 // bytes of one answer; a larger one is an error
@@ -40,6 +40,8 @@ type contained struct {
 	Sandbox                string // the container that holds the pod's namespaces; itself: it is that one
 	Handler                string // the runtime's word for how it is run, such as runsc; empty: its default
 	Labels                 map[string]string
+	Native                 bool // containerd's own interface told it, not the CRI
+	Ended                  bool // it does not run any more: an init container, or one that was started again since
 }
 
 // runtimeSource asks one container runtime, through its socket, for the names of
@@ -49,7 +51,7 @@ type runtimeSource struct {
 	log    *slog.Logger
 	told   func() // called after each change
 	known  atomic.Pointer[map[string]*contained]
-	pods   atomic.Pointer[map[string][]*contained] // what runs in each sandbox, itself not
+	pods   atomic.Pointer[map[string][]*contained] // what runs in each sandbox, itself and what ended not
 	wake   chan struct{}
 	health
 }
@@ -134,43 +136,57 @@ func (s *runtimeSource) wait(ctx context.Context, conn *grpc.ClientConn, pause t
 	return true
 }
 
-// list takes what the runtime has now. A container that is there no longer keeps its
-// name for one listing, so that what it did last can still be told.
+// list takes what the runtime has now. Of an interface that does not answer, or not to
+// the end, what it said before holds.
 func (s *runtimeSource) list(ctx context.Context, conn *grpc.ClientConn) error {
 	if _, err := os.Stat(s.socket); errors.Is(err, os.ErrNotExist) {
 		return errAbsent
 	}
-	ctx, cancel := context.WithTimeout(ctx, runtimeDeadline)
-	defer cancel()
 	conn.ResetConnectBackoff() // it may have come back since the last try
 	found := map[string]*contained{}
-	errCRI := listCRI(ctx, conn, found)
-	errNative := listContainerd(ctx, conn, found, errCRI == nil)
-	if errCRI != nil && errNative != nil {
-		return fmt.Errorf("list containers of %s: %w", s.socket, errors.Join(errCRI, errNative))
+	ask := func(list func(context.Context) error) error {
+		ctx, cancel := context.WithTimeout(ctx, runtimeDeadline)
+		defer cancel()
+		return list(ctx)
+	}
+	errCRI := ask(func(ctx context.Context) error { return listCRI(ctx, conn, found) })
+	errNative := ask(func(ctx context.Context) error { return listContainerd(ctx, conn, found, errCRI == nil) })
+	failed := errors.Join(errCRI, errNative)
+	silentCRI, silentNative := errCRI != nil && !errors.Is(errCRI, errNotOffered), errNative != nil && !errors.Is(errNative, errNotOffered)
+	if !silentCRI && !silentNative && (errCRI == nil || errNative == nil) {
+		failed = nil // it has one of the two only
+	}
+	old := *s.known.Load()
+	for id, was := range old {
+		if was.Native && silentNative || !was.Native && silentCRI {
+			found[id] = was
+		} else if n := found[id]; n != nil && was.equal(n) { // so that who is told of it stays too
+			found[id] = was
+		}
 	}
 	if len(found) > maxNamed {
 		return fmt.Errorf("list containers of %s: %d are there, and at most %d are named", s.socket, len(found), maxNamed)
 	}
-	old := *s.known.Load()
-	for id, n := range found { // the same one stays, so that who is told of it stays too
-		if was := old[id]; was != nil && was.equal(n) {
-			found[id] = was
-		}
+	if !maps.Equal(old, found) {
+		s.take(found)
 	}
-	if maps.Equal(old, found) {
-		return nil
+	if failed != nil {
+		return fmt.Errorf("list containers of %s: %w", s.socket, failed)
 	}
+	return nil
+}
+
+// take makes all the containers that are known.
+func (s *runtimeSource) take(all map[string]*contained) {
 	pods := map[string][]*contained{}
-	for _, n := range found {
-		if n.Sandbox != n.ID {
+	for _, n := range all {
+		if n.Sandbox != n.ID && !n.Ended {
 			pods[n.Sandbox] = append(pods[n.Sandbox], n)
 		}
 	}
-	s.known.Store(&found)
+	s.known.Store(&all)
 	s.pods.Store(&pods)
 	s.told()
-	return nil
 }
 
 func (n *contained) equal(o *contained) bool {
@@ -178,7 +194,7 @@ func (n *contained) equal(o *contained) bool {
 	a, b := *n, *o
 	a.Labels, b.Labels = nil, nil
 	return labels && a.ID == b.ID && a.Name == b.Name && a.Runtime == b.Runtime && a.Pod == b.Pod && a.Namespace == b.Namespace &&
-		a.PodUID == b.PodUID && a.Sandbox == b.Sandbox && a.Handler == b.Handler
+		a.PodUID == b.PodUID && a.Sandbox == b.Sandbox && a.Handler == b.Handler && a.Native == b.Native && a.Ended == b.Ended
 }
 
 // listCRI asks by the Kubernetes container runtime interface.
@@ -205,7 +221,7 @@ func listCRI(ctx context.Context, conn *grpc.ClientConn, into map[string]*contai
 		}
 	}
 	for _, ct := range containers.Containers {
-		n := &contained{ID: ct.Id, Name: bounded(ct.GetMetadata().GetName()), Runtime: runtime, Sandbox: ct.PodSandboxId}
+		n := &contained{ID: ct.Id, Name: bounded(ct.GetMetadata().GetName()), Runtime: runtime, Sandbox: ct.PodSandboxId, Ended: ct.State == cri.ContainerState_CONTAINER_EXITED}
 		if p := into[ct.PodSandboxId]; p != nil {
 			n.Pod, n.Namespace, n.PodUID, n.Handler, n.Labels = p.Pod, p.Namespace, p.PodUID, p.Handler, p.Labels
 		}
@@ -214,9 +230,15 @@ func listCRI(ctx context.Context, conn *grpc.ClientConn, into map[string]*contai
 	return nil
 }
 
+// errNotOffered says that a runtime does not have an interface.
+var errNotOffered = errors.New("not offered")
+
 // short is a gRPC error without its envelope.
 func short(err error) error {
 	s := status.Convert(err)
+	if s.Code() == codes.Unimplemented {
+		return errNotOffered
+	}
 	if s.Code() == codes.Unknown {
 		return errors.New(s.Message())
 	}
