@@ -18,6 +18,7 @@ type annotated struct {
 	owners   map[ownerOf]*flows.Entity       // at most maxOwners; at the bound all are forgotten
 	serving  map[servingOf]*flows.Entity     // the same
 	guests   map[*flows.Entity]*flows.Entity // the same
+	aged     map[agedOf]*flows.Entity        // the same
 	asked    int                             // processes read since round
 	round    time.Time
 	disputed atomic.Uint64
@@ -85,7 +86,7 @@ func (c *Census) end(r *flows.Record, source bool) *flows.Entity {
 	holder, disputed := c.resolver.holder(r.Scope, addr, r.Start.UnixNano(), r.Hops)
 	switch {
 	case holder != nil && !disputed:
-		who = holder.who
+		who = c.aged(holder, r.End)
 	case disputed:
 		c.annotated.disputed.Add(1)
 	}

@@ -317,6 +317,13 @@ type SourceStatus struct {
 	Known  int       // what it names
 }
 
+// since is when it did not answer for the first time in a row; zero: it does.
+func (h *health) since() time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.away
+}
+
 func (h *health) status(known int) SourceStatus {
 	h.mu.Lock()
 	defer h.mu.Unlock()

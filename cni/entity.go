@@ -64,7 +64,7 @@ func (c *Census) byAPI(e *flows.Entity) {
 		return
 	}
 	if e.PodUID != "" || e.Pod != "" {
-		if p := c.kube.pod(e.PodUID, e.Namespace, e.Pod); p != nil {
+		if p := c.kube.pod(e.PodUID, e.Namespace, e.Pod, c.opts.Node); p != nil {
 			pod(e, p.Pod, p.Namespace, p.PodUID, "the API server")
 			e.Workload, e.WorkloadKind, e.Labels, e.Node = p.Workload, p.WorkloadKind, p.Labels, p.Node
 		}

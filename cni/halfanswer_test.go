@@ -42,7 +42,7 @@ func (h *halfRuntime) Version(context.Context, *cri.VersionRequest) (*cri.Versio
 	return &cri.VersionResponse{RuntimeName: "containerd"}, nil
 }
 
-func (h *halfRuntime) ListPodSandbox(ctx context.Context, _ *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
+func (h *halfRuntime) ListPodSandbox(context.Context, *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
 	pod := &cri.PodSandbox{Id: "hold", Metadata: &cri.PodSandboxMetadata{Name: "web-1", Namespace: "shop", Uid: "u1"}, Labels: map[string]string{"app": "web"}}
 	return &cri.ListPodSandboxResponse{Items: []*cri.PodSandbox{pod}}, nil
 }

@@ -187,15 +187,17 @@ func (k *kubernetes) dropPod(uid string, n podName) {
 	}
 }
 
-// pod is what the API server says of a pod; nil: nothing.
-func (k *kubernetes) pod(uid, namespace, name string) *flows.Entity {
+// pod is what the API server says of a pod that runs on a node; nil: nothing. One with
+// another uid is the same pod if the kubelet runs it without being told to, and an earlier
+// one of that name if it ran elsewhere.
+func (k *kubernetes) pod(uid, namespace, name, node string) *flows.Entity {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	p := k.pods[uid]
-	if p == nil {
-		p = k.pods[k.names[podName{namespace, name}]]
+	if p := k.pods[uid]; p != nil {
+		return p.who
 	}
-	if p == nil {
+	p := k.pods[k.names[podName{namespace, name}]]
+	if p == nil || uid != "" && p.node != node && !strings.HasSuffix(name, "-"+p.node) {
 		return nil
 	}
 	return p.who

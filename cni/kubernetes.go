@@ -56,6 +56,7 @@ type kubernetes struct {
 	backends atomic.Pointer[map[backend][]*flowsService]
 	stale    chan struct{} // backends are to be made anew
 	kinds    []*kubeKind
+	podKind  atomic.Pointer[kubeKind]
 	health
 }
 
@@ -209,6 +210,9 @@ func follow[T object](ctx context.Context, wg *sync.WaitGroup, k *kubernetes, na
 	k.mu.Lock()
 	k.kinds = append(k.kinds, kind)
 	k.mu.Unlock()
+	if name == "pods" {
+		k.podKind.Store(kind)
+	}
 	s := &kubeStore[T]{kind: kind, strip: strip, keep: keep, drop: drop, known: map[string]podName{}, names: interner{}}
 	discard := logr.Discard()
 	r := cache.NewReflectorWithOptions(watched(lw, kind, k.log), example, s, cache.ReflectorOptions{Name: name, Logger: &discard, Backoff: &kubeBackoff})
@@ -327,6 +331,14 @@ func (s *kubeStore[T]) Transformer() cache.TransformFunc {
 		}
 		return o, nil
 	}
+}
+
+// away is since when nothing is told of pods; zero: it is.
+func (k *kubernetes) away() time.Time {
+	if kind := k.podKind.Load(); kind != nil {
+		return kind.since()
+	}
+	return time.Time{}
 }
 
 // statuses is how every kind does.

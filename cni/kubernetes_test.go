@@ -3,6 +3,7 @@
 package cni
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -122,4 +123,54 @@ func TestServiceOfABackendIsAsSureAsItsEvidence(t *testing.T) {
 
 func tracking(src, dst string) flows.Key {
 	return flows.Key{Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst), Proto: flows.ProtoTCP}
+}
+
+// A pod elsewhere may end, and its address be another's, while the API server is away: what it
+// said last is no certainty then. Of a pod here, an earlier one of its name says nothing if that ran elsewhere.
+func TestWhatTheAPIServerSaidLastIsLessSureWhileItIsAway(t *testing.T) {
+	r := NewResolver()
+	k := newKubernetes(quiet(), r, func() uint64 { return 1 }, func() {})
+	kind := &kubeKind{health: health{name: "pods"}}
+	k.podKind.Store(kind)
+	c := &Census{topology: func() *Topology { return &Topology{} }, resolver: r, kube: k, opts: CensusOptions{Node: "here"}}
+	started := metav1.NewTime(time.Now().Add(-time.Hour))
+	k.keepPod(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "web-0", Namespace: "shop", UID: "old", Labels: map[string]string{"version": "1"}},
+		Spec:       corev1.PodSpec{NodeName: "there"},
+		Status:     corev1.PodStatus{Phase: corev1.PodRunning, StartTime: &started, PodIPs: []corev1.PodIP{{IP: "10.0.0.2"}}},
+	})
+	ask := func(end time.Time) *flows.Entity {
+		rec := &flows.Record{Key: tracking("10.0.0.9:4000", "10.0.0.2:80"), Scope: flows.Scope{Netns: 1}, Start: end.Add(-time.Second), End: end}
+		c.Annotate(rec)
+		return rec.Destination
+	}
+	now := time.Now()
+	sure := func(what string, at time.Time, want uint8) {
+		t.Helper()
+		e := ask(at)
+		if e == nil || e.Pod != "web-0" || e.Confidence != want || (want < 95) != strings.Contains(e.Why, "does not answer since") {
+			t.Errorf("%s: got %+v, want web-0 with %d percent", what, e, want)
+		}
+		if again := ask(at); again != e {
+			t.Errorf("%s: got another entity the second time", what)
+		}
+	}
+	kind.say(quiet(), nil)
+	sure("it answers", now.Add(time.Hour), 95)
+	kind.say(quiet(), errors.New("connection refused"))
+	sure("away for a moment", now.Add(5*time.Second), 95)
+	sure("a packet from before", now.Add(-time.Minute), 95)
+	sure("away for a minute", now.Add(time.Minute), agedSure)
+	kind.say(quiet(), nil)
+	sure("back again", now.Add(2*time.Minute), 95)
+
+	e := &flows.Entity{Pod: "web-0", Namespace: "shop", PodUID: "new", Node: "here"}
+	if c.byAPI(e); e.Node != "here" || e.Labels != nil {
+		t.Errorf("a pod here, made anew while the server is away: got %+v, want nothing of the one there", e)
+	}
+	k.keepPod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "proxy-here", Namespace: "sys", UID: "mirror", Labels: map[string]string{"app": "proxy"}}, Spec: corev1.PodSpec{NodeName: "here"}})
+	e = &flows.Entity{Pod: "proxy-here", Namespace: "sys", PodUID: "static", Node: "here"}
+	if c.byAPI(e); e.Labels["app"] != "proxy" {
+		t.Errorf("a pod that the kubelet runs by itself: got %+v, want the labels of its mirror", e)
+	}
 }

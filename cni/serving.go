@@ -4,6 +4,7 @@ package cni
 
 import (
 	"net/netip"
+	"time"
 
 	"weft/flows"
 )
@@ -43,10 +44,10 @@ func (c *Census) service(r *flows.Record, who *flows.Entity) *flows.Entity {
 		if s == nil {
 			return nil
 		}
-		e, _ := c.resolver.find(r.Scope, to.Opened.Dst.Addr(), r.Start.UnixNano(), nil)
+		e := c.whoHas(r, to.Opened.Dst.Addr())
 		return c.serving(e, s, false)
 	case s != nil && dst == to.Opened.Dst: // the view before the translation, by itself
-		pod, _ := c.resolver.find(r.Scope, to.Sent.Dst.Addr(), r.Start.UnixNano(), nil)
+		pod := c.whoHas(r, to.Sent.Dst.Addr())
 		if pod != nil && pod.Pod != "" && pod.Namespace == s.namespace {
 			who = pod
 		}
@@ -64,7 +65,7 @@ func (c *Census) service(r *flows.Record, who *flows.Entity) *flows.Entity {
 // serviceAt is the Service that has the address to, or that port of the node which has
 // it; nil: none.
 func (c *Census) serviceAt(r *flows.Record, to netip.AddrPort) *flowsService {
-	e, _ := c.resolver.find(r.Scope, to.Addr(), r.Start.UnixNano(), nil)
+	e := c.whoHas(r, to.Addr())
 	switch {
 	case e == nil || e.Pod != "":
 		return nil
@@ -83,7 +84,7 @@ func (c *Census) opener(r *flows.Record, who *flows.Entity) *flows.Entity {
 	if !ok || to.Opened.Src.Addr() == r.Key.Src.Addr() {
 		return who
 	}
-	if e, _ := c.resolver.find(r.Scope, to.Opened.Src.Addr(), r.Start.UnixNano(), nil); e != nil {
+	if e := c.whoHas(r, to.Opened.Src.Addr()); e != nil {
 		return e
 	}
 	return who
@@ -113,6 +114,52 @@ func (c *Census) serving(who *flows.Entity, s *flowsService, inferred bool) *flo
 			e.Confidence, e.Why = min(e.Confidence, backendSure), because(e.Why, "the port is one that the Service sends to")
 		}
 		a.serving[key] = e
+	}
+	return e
+}
+
+// whoHas is who had an address when a record began; nil: nobody that is known, or several.
+func (c *Census) whoHas(r *flows.Record, addr netip.Addr) *flows.Entity {
+	h, disputed := c.resolver.holder(r.Scope, addr, r.Start.UnixNano(), nil)
+	if h == nil || disputed {
+		return nil
+	}
+	return c.aged(h, r.End)
+}
+
+// What the API server said of a pod elsewhere is taken for true for agedAfter when it does not
+// answer any more. After that the address may be another's: agedSure percent.
+const (
+	agedAfter = 15 * time.Second
+	agedSure  = 60
+)
+
+// agedOf is who the API server told of before it went away.
+type agedOf struct {
+	who  *flows.Entity
+	away time.Time
+}
+
+// aged is who h tells of at a time, as sure as that still is.
+func (c *Census) aged(h *holding, at time.Time) *flows.Entity {
+	if c.kube == nil || h.owner.kind != ownerPod {
+		return h.who
+	}
+	away := c.kube.away()
+	if away.IsZero() || at.Sub(away) < agedAfter {
+		return h.who
+	}
+	a := &c.annotated
+	key := agedOf{h.who, away}
+	e := a.aged[key]
+	if e == nil {
+		if a.aged == nil || len(a.aged) >= maxOwners {
+			a.aged = map[agedOf]*flows.Entity{}
+		}
+		e = new(flows.Entity)
+		*e = *h.who
+		e.Confidence, e.Why = min(e.Confidence, agedSure), because(e.Why, "it does not answer since "+away.UTC().Format(time.DateTime)+" UTC")
+		a.aged[key] = e
 	}
 	return e
 }
