@@ -52,10 +52,18 @@ const (
 	roundTakes = 500 * time.Millisecond
 )
 
-// Annotate says who the two ends of a record are. What is there already stays. It
+// Annotate says who the two ends of a record are, and in which isolation layer each of its
+// hops is. What is there already stays. It
 // reads snapshots and, for owners of sockets that it has not met, their cgroups; it
 // waits for nobody. For one goroutine at a time.
 func (c *Census) Annotate(r *flows.Record) {
+	t := c.topology()
+	for i := range r.Hops {
+		h := &r.Hops[i]
+		if d := t.Device(h.At.Netns, h.At.Ifindex); d != nil && h.Layer == flows.LayerUnknown {
+			h.Layer = d.Layer
+		}
+	}
 	if r.Source == nil {
 		r.Source = c.end(r, true)
 	}

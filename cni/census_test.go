@@ -146,7 +146,7 @@ func TestOwnerOfASocketIsTold(t *testing.T) {
 func TestGuestIsKnownByTheDeviceThatItsPacketsComeOutOf(t *testing.T) {
 	vm, box, pod := &flows.Entity{Layer: flows.LayerVM, VM: "db", Confidence: 97}, &flows.Entity{Layer: flows.LayerSandbox, Sandbox: "s1", Confidence: 97}, &flows.Entity{Layer: flows.LayerContainer}
 	top := &Topology{Spaces: []*Space{{Netns: 1, Entity: &flows.Entity{}}}, devices: map[place]*Device{
-		{1, 2}: {Behind: vm}, {1, 3}: {Behind: box}, {1, 4}: {Behind: pod}, {1, 5}: {},
+		{1, 2}: {Behind: vm, Layer: flows.LayerParavirtual}, {1, 3}: {Behind: box}, {1, 4}: {Behind: pod}, {1, 5}: {Layer: flows.LayerHardware},
 	}}
 	c := &Census{topology: func() *Topology { return top }, resolver: NewResolver(), opts: CensusOptions{Node: "n"}}
 	hop := func(ifindex uint32, hook flows.Hook, reverse bool) flows.HopCount {
@@ -168,6 +168,11 @@ func TestGuestIsKnownByTheDeviceThatItsPacketsComeOutOf(t *testing.T) {
 		r := flows.Record{Hops: c2.hops, Start: time.Now(), End: time.Now()}
 		r.Key = flows.Key{Src: addrPort("10.0.0.1:1"), Dst: addrPort("10.0.0.2:2"), Proto: flows.ProtoUDP}
 		c.Annotate(&r)
+		for _, h := range r.Hops {
+			if want := top.Device(1, h.At.Ifindex).Layer; h.Layer != want {
+				t.Errorf("%s: hop at %d: got layer %q, want the device's, %q", c2.what, h.At.Ifindex, h.Layer, want)
+			}
+		}
 		for side, e := range map[string][2]*flows.Entity{"source": {r.Source, c2.src}, "destination": {r.Destination, c2.dst}} {
 			got, want := e[0], e[1]
 			if (got == nil) != (want == nil) || got != nil && (got.VM != want.VM || got.Sandbox != want.Sandbox || got.Confidence > 80 || got.Node != "n") {

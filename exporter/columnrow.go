@@ -30,6 +30,9 @@ func (s *columnSet) append(b *Columns, row int, r *flows.Record, o ordered) {
 		}
 		s.direction.value(row, uint8(h.At.Hook))
 		s.hook.value(row, uint8(h.At.Hook))
+		if h.Layer != flows.LayerUnknown {
+			s.layer.value(row, uint8(h.Layer))
+		}
 		if h.Hop.Netns != "" {
 			s.netns.text(row, h.Hop.Netns)
 		}
@@ -164,6 +167,10 @@ func (s *columnSet) appendHop(row int, h *flows.HopCount) {
 	s.hopHook.value(row, uint8(h.At.Hook))
 	if h.Hop.Netns != "" {
 		s.hopNetns.text(row, h.Hop.Netns)
+	}
+	if h.Layer != flows.LayerUnknown {
+		s.hopLayer.reserve(row + 1)
+		s.hopLayer.value(row, uint8(h.Layer))
 	}
 	if h.NAT != flows.NATNone {
 		s.hopNAT.reserve(row + 1)

@@ -31,31 +31,33 @@ type columnSet struct {
 	after  []int          // the column that was set behind each of all, the last time
 	prev   int            // that was set last
 
-	end, start                        *moments
-	schema                            *fixed[uint8]
-	src, dst                          *addresses
-	srcPort, dstPort                  *fixed[uint16]
-	transport, network                *enum
-	iface, netns                      *names
-	direction, hook, endReason, basis *enum
-	community                         *plainTexts
-	fragment                          *bits
-	rate                              *fixed[float64]
-	connection, scope                 *fixed[uint64]
-	vlan, innerVLAN                   *fixed[uint16]
-	icmpType, icmpCode                *fixed[uint16]
-	flags, reverseFlags               *enum
-	dscp                              *fixed[uint8]
-	totals                            [len(totals)]*counts
-	source, destination               *ends
-	hops                              *listed
-	hopInterface, hopNetns            *names
-	hopDirection, hopHook, hopNAT     *enum
-	hopPackets, hopBytes              *counts
-	hopReverse, hopChosen             *bits
-	lists                             [numLists]*listed
-	names                             []interface{ forget() }          // the dictionaries that can be replaced
-	common                            []interface{ reserve(rows int) } // those that fill may set
+	end, start             *moments
+	schema                 *fixed[uint8]
+	src, dst               *addresses
+	srcPort, dstPort       *fixed[uint16]
+	transport, network     *enum
+	iface, netns           *names
+	direction, hook, layer *enum
+	endReason, basis       *enum
+	community              *plainTexts
+	fragment               *bits
+	rate                   *fixed[float64]
+	connection, scope      *fixed[uint64]
+	vlan, innerVLAN        *fixed[uint16]
+	icmpType, icmpCode     *fixed[uint16]
+	flags, reverseFlags    *enum
+	dscp                   *fixed[uint8]
+	totals                 [len(totals)]*counts
+	source, destination    *ends
+	hops                   *listed
+	hopInterface, hopNetns *names
+	hopDirection, hopHook  *enum
+	hopLayer, hopNAT       *enum
+	hopPackets, hopBytes   *counts
+	hopReverse, hopChosen  *bits
+	lists                  [numLists]*listed
+	names                  []interface{ forget() }          // the dictionaries that can be replaced
+	common                 []interface{ reserve(rows int) } // those that fill may set
 }
 
 // newColumnSet is every column, empty, with names' dictionaries counted in d.
@@ -73,7 +75,7 @@ func newColumnSet(d *budget) *columnSet {
 	s.rate = add(s, newFixed[float64](nameSamplingRate, arrow.PrimitiveTypes.Float64))
 	s.addLists(d)
 	s.common = []interface{ reserve(rows int) }{s.end, s.start, s.schema, s.src, s.dst, s.srcPort, s.dstPort,
-		s.transport, s.network, s.direction, s.hook, s.endReason, s.basis, s.flags, s.reverseFlags, s.dscp}
+		s.transport, s.network, s.direction, s.hook, s.layer, s.endReason, s.basis, s.flags, s.reverseFlags, s.dscp}
 	for _, c := range s.totals {
 		s.common = append(s.common, c)
 	}
@@ -111,6 +113,7 @@ func (s *columnSet) addCore(d *budget) {
 	s.iface = add(s, newNames(nameInterface, d))
 	s.direction = add(s, newEnum(nameDirection, hookDirection))
 	s.hook = add(s, newEnum(nameHook, hookName))
+	s.layer = add(s, newEnum(nameLayer, func(v uint8) string { return flows.Layer(v).String() }))
 	s.netns = add(s, newNames(nameNetns, d))
 	s.endReason = add(s, newEnum(nameEndReason, func(v uint8) string { return flows.EndReason(v).String() }))
 	s.basis = add(s, newEnum(nameInitiator, func(v uint8) string { return flows.InitiatorBasis(v).String() }))
@@ -185,9 +188,10 @@ func (s *columnSet) addLists(d *budget) {
 	s.hopDirection, s.hopHook = newEnum(hopDirection, hookDirection), newEnum(hopHook, hookName)
 	s.hopPackets, s.hopBytes = newCounts(hopPackets), newCounts(hopBytes)
 	s.hopReverse, s.hopChosen = newBits(hopReverse), newBits(hopChosen)
+	s.hopLayer = newEnum(hopLayer, func(v uint8) string { return flows.Layer(v).String() })
 	s.hopNAT = newEnum(hopNAT, func(v uint8) string { return flows.NATStage(v).String() })
 	s.hops = add(s, newListed("weft.flow.hops", s.hopInterface, s.hopDirection, s.hopHook, s.hopNetns,
-		s.hopPackets, s.hopBytes, s.hopReverse, s.hopChosen, s.hopNAT))
+		s.hopPackets, s.hopBytes, s.hopReverse, s.hopChosen, s.hopLayer, s.hopNAT))
 	s.lists[listHops] = s.hops
 }
 

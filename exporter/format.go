@@ -4,6 +4,7 @@ package exporter
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -116,9 +117,9 @@ func (f *Formatter) columns(r *flows.Record) []column {
 	}
 	cols := []column{
 		{title: "END", least: len(layout), text: r.End.In(zone).Format(layout), colour: dim},
-		{title: "SOURCE", least: 21, text: endpoint(r, r.Key.Src) + known(r, " as ", true), colour: cyan},
+		{title: "SOURCE", least: 21, text: f.end(r, true), colour: cyan},
 		{title: "", least: 2, text: "->", colour: dim},
-		{title: "DESTINATION", least: 21, text: endpoint(r, r.Key.Dst) + known(r, " via ", false), colour: cyan},
+		{title: "DESTINATION", least: 21, text: f.end(r, false), colour: cyan},
 		{title: "PROTO", least: 5, text: flows.ProtoName(r.Key.Proto)},
 		{title: "PKTS", least: 5, text: strconv.FormatUint(r.Packets, 10), right: true},
 		{title: "BYTES", least: 6, text: f.bytes(r.Bytes), right: true},
@@ -131,6 +132,8 @@ func (f *Formatter) columns(r *flows.Record) []column {
 	if f.Format == Wide {
 		cols = append(cols, healthColumns(r)...)
 		return append(cols,
+			column{title: "FROM", least: 4, text: who(r.Source, true), colour: cyan},
+			column{title: "TO", least: 4, text: who(r.Destination, true), colour: cyan},
 			column{title: "INITIATOR", least: 10, text: r.Initiator.String()},
 			column{title: "CONNECTION", least: 16, text: connection(r.ConnectionID)},
 			column{title: "SCOPE", least: 8, text: scope(r.Scope)},
@@ -167,6 +170,62 @@ func (f *Formatter) appendLine(dst []byte, cols []column) []byte {
 		dst = append(dst, pad...)
 	}
 	return append(dst, '\n')
+}
+
+// end is one end of a record: who it is and its port where that is known and short is wanted, else its
+// address; and behind it what the other end knows it by.
+func (f *Formatter) end(r *flows.Record, source bool) string {
+	e, a, word := r.Destination, r.Key.Dst, " via "
+	if source {
+		e, a, word = r.Source, r.Key.Src, " as "
+	}
+	text := endpoint(r, a)
+	if name := who(e, false); name != "" && f.Format != Wide {
+		text = name
+		if hasPorts(r) {
+			text += ":" + strconv.Itoa(int(a.Port()))
+		}
+	}
+	return text + known(r, word, source)
+}
+
+// who is what an end is called, by the first of: the pod, the Service, the machine or sandbox, the container, the
+// unit or process, the node. All is its layer, pod, Service, container and process together.
+func who(e *flows.Entity, all bool) string {
+	if e == nil {
+		return ""
+	}
+	var names []string
+	add := func(kind, name string) {
+		switch {
+		case name == "":
+		case all:
+			names = append(names, kind+"="+name)
+		default:
+			names = append(names, name)
+		}
+	}
+	inside := func(name string) string {
+		if name != "" && e.Namespace != "" {
+			return e.Namespace + "/" + name
+		}
+		return name
+	}
+	if all {
+		add("layer", e.Layer.String())
+	}
+	add("pod", inside(e.Pod))
+	add("service", inside(e.Service))
+	add("vm", e.VM)
+	add("sandbox", cmp.Or(e.SandboxRuntime, e.Sandbox))
+	add("container", cmp.Or(e.Container, e.ContainerID[:min(len(e.ContainerID), 12)]))
+	add("unit", e.Unit)
+	add("process", e.Process)
+	add("node", e.Node)
+	if len(names) > 0 && !all {
+		names = names[:1]
+	}
+	return Printable(strings.Join(names, " "))
 }
 
 // endpoint is address:port, or the address alone when there is no port to know.

@@ -80,6 +80,34 @@ func TestWideHasWhatWasMeasured(t *testing.T) {
 	}
 }
 
+func TestEndsAreCalledByTheirNames(t *testing.T) {
+	r := tcpRecord(1)
+	r.Key.Src, r.Key.Dst = netip.MustParseAddrPort("10.244.1.3:47834"), netip.MustParseAddrPort("10.96.0.9:8080")
+	pod := flows.Entity{Layer: flows.LayerContainer, Namespace: "shop", Pod: "web-1", Container: "nginx", Node: "n1", Process: "nginx"}
+	for _, c := range []struct {
+		who           flows.Entity
+		compact, wide string
+		address       bool // is shown
+	}{
+		{pod, "shop/web-1:8080", "layer=container pod=shop/web-1 container=nginx process=nginx node=n1", false},
+		{flows.Entity{Namespace: "shop", Service: "front"}, "shop/front:8080", "service=shop/front", false},
+		{flows.Entity{Layer: flows.LayerVM, VM: "db", Node: "n1"}, "db:8080", "layer=vm vm=db node=n1", false},
+		{flows.Entity{ContainerID: strings.Repeat("ab", 32)}, "abababababab:8080", "container=abababababab", false},
+		{flows.Entity{Layer: flows.LayerHost, Unit: "ssh.service", Process: "sshd", Node: "n1"}, "ssh.service:8080", "layer=host unit=ssh.service process=sshd node=n1", false},
+		{flows.Entity{}, "10.96.0.9:8080", "", true},
+	} {
+		r.Source, r.Destination = nil, &c.who
+		compact := string((&Formatter{Format: Compact, Zone: time.UTC}).Append(nil, &r))
+		wide := string((&Formatter{Format: Wide, Zone: time.UTC}).Append(nil, &r))
+		if !strings.Contains(compact, "10.244.1.3:47834") || !strings.Contains(compact, "->  "+c.compact+" ") || strings.Contains(compact, "10.96.0.9") != c.address {
+			t.Errorf("compact: got %s, want it to go to %s", compact, c.compact)
+		}
+		if !strings.Contains(wide, "->  10.96.0.9:8080 ") || !strings.Contains(wide, "  "+c.wide+"  ") {
+			t.Errorf("wide: got %s, want the address, and %s", wide, c.wide)
+		}
+	}
+}
+
 func TestColumnsStayAlignedAfterTheyGrew(t *testing.T) {
 	for _, format := range []Format{Compact, Wide} {
 		f := &Formatter{Format: format, Zone: time.UTC}

@@ -40,6 +40,7 @@ const (
 	nameDirection       = "network.io.direction"   // receive or transmit at that interface
 	nameNetns           = "weft.hop.netns"         // path or name; absent: the agent's own
 	nameHook            = "weft.hop.hook"          // ingress, egress, xdp
+	nameLayer           = "weft.isolation.layer"   // of the hop
 	nameEndReason       = "weft.flow.end_reason"
 	nameInitiator       = "weft.flow.initiator"
 	nameCommunityID     = "weft.flow.community_id"
@@ -67,6 +68,7 @@ const (
 	hopDirection = "direction"
 	hopHook      = "hook"
 	hopNetns     = "netns"
+	hopLayer     = "layer"
 	hopNAT       = "nat" // before, between or after the addresses are translated
 	hopReverse   = "reverse"
 	hopChosen    = "chosen"
@@ -173,6 +175,7 @@ func appendMeasured(dst []slog.Attr, w *words, r *flows.Record, community bool) 
 		str(nameInterface, h.Hop.Interface)
 		str(nameDirection, direction(h.At.Hook))
 		str(nameHook, h.At.Hook.String())
+		str(nameLayer, h.Layer.String())
 		str(nameNetns, h.Hop.Netns)
 	}
 	if r.EndReason != 0 {
@@ -233,6 +236,9 @@ func appendHop(dst []slog.Attr, h *flows.HopCount) []slog.Attr {
 	dst = append(dst, slog.String(hopDirection, direction(h.At.Hook)), slog.String(hopHook, h.At.Hook.String()))
 	if h.Hop.Netns != "" {
 		dst = append(dst, slog.String(hopNetns, h.Hop.Netns))
+	}
+	if h.Layer != flows.LayerUnknown {
+		dst = append(dst, slog.String(hopLayer, h.Layer.String()))
 	}
 	if h.NAT != flows.NATNone {
 		dst = append(dst, slog.String(hopNAT, h.NAT.String()))

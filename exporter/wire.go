@@ -69,7 +69,7 @@ func hopToWire(m *api.Hop, h *flows.HopCount, start, end int64) {
 	m.Netns, m.Ifindex, m.Hook = h.At.Netns, h.At.Ifindex, uint32(h.At.Hook)
 	m.Interface = append(m.Interface[:0], h.Hop.Interface...)
 	m.NetnsName = append(m.NetnsName[:0], h.Hop.Netns...)
-	m.Reverse, m.Chosen, m.Nat = h.Reverse, h.Chosen, uint32(h.NAT)
+	m.Reverse, m.Chosen, m.Nat, m.Layer = h.Reverse, h.Chosen, uint32(h.NAT), uint32(h.Layer)
 	m.Packets, m.Bytes = h.Packets, h.Bytes
 	m.First, m.NoFirst = nanos(h.First)-start, h.First.IsZero()
 	m.Last, m.NoLast = end-nanos(h.Last), h.Last.IsZero()
@@ -100,7 +100,7 @@ func fromWire(m *api.Record) flows.Record {
 		r.Hops[i] = flows.HopCount{
 			At:  flows.Point{Netns: h.Netns, Ifindex: h.Ifindex, Hook: flows.Hook(h.Hook)},
 			Hop: flows.Hop{Interface: string(h.Interface), Netns: string(h.NetnsName)},
-			NAT: flows.NATStage(h.Nat), Reverse: h.Reverse, Chosen: h.Chosen, Packets: h.Packets, Bytes: h.Bytes,
+			NAT: flows.NATStage(h.Nat), Layer: flows.Layer(h.Layer), Reverse: h.Reverse, Chosen: h.Chosen, Packets: h.Packets, Bytes: h.Bytes,
 			First: wall(m.Start+h.First, h.NoFirst), Last: wall(end-h.Last, h.NoLast),
 		}
 	}

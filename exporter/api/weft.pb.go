@@ -1327,7 +1327,8 @@ type Hop struct {
 	Last          int64                  `protobuf:"zigzag64,11,opt,name=last,proto3" json:"last,omitempty"`   // before the record's end
 	NoFirst       bool                   `protobuf:"varint,12,opt,name=no_first,json=noFirst,proto3" json:"no_first,omitempty"`
 	NoLast        bool                   `protobuf:"varint,13,opt,name=no_last,json=noLast,proto3" json:"no_last,omitempty"`
-	Nat           uint32                 `protobuf:"varint,14,opt,name=nat,proto3" json:"nat,omitempty"` // flows.NATStage
+	Nat           uint32                 `protobuf:"varint,14,opt,name=nat,proto3" json:"nat,omitempty"`     // flows.NATStage
+	Layer         uint32                 `protobuf:"varint,15,opt,name=layer,proto3" json:"layer,omitempty"` // flows.Layer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1456,6 +1457,13 @@ func (x *Hop) GetNoLast() bool {
 func (x *Hop) GetNat() uint32 {
 	if x != nil {
 		return x.Nat
+	}
+	return 0
+}
+
+func (x *Hop) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
 	}
 	return 0
 }
@@ -4461,7 +4469,7 @@ const file_weft_proto_rawDesc = "" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
 	"\x04comm\x18\x02 \x01(\fR\x04comm\x12\x16\n" +
-	"\x06cgroup\x18\x03 \x01(\x04R\x06cgroup\"\xd8\x02\n" +
+	"\x06cgroup\x18\x03 \x01(\x04R\x06cgroup\"\xee\x02\n" +
 	"\x03Hop\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\x04R\x05netns\x12\x18\n" +
 	"\aifindex\x18\x02 \x01(\rR\aifindex\x12\x12\n" +
@@ -4478,7 +4486,8 @@ const file_weft_proto_rawDesc = "" +
 	"\x04last\x18\v \x01(\x12R\x04last\x12\x19\n" +
 	"\bno_first\x18\f \x01(\bR\anoFirst\x12\x17\n" +
 	"\ano_last\x18\r \x01(\bR\x06noLast\x12\x10\n" +
-	"\x03nat\x18\x0e \x01(\rR\x03nat\"\x83\x05\n" +
+	"\x03nat\x18\x0e \x01(\rR\x03nat\x12\x14\n" +
+	"\x05layer\x18\x0f \x01(\rR\x05layer\"\x83\x05\n" +
 	"\x06Entity\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x10\n" +
 	"\x03pod\x18\x02 \x01(\fR\x03pod\x12\x1c\n" +

@@ -68,7 +68,7 @@ func TestAgentShowsTrafficBalancesAndLeavesNothing(t *testing.T) {
 		Source         string `json:"source.address"`
 		Destination    string `json:"destination.address"`
 		Reason         string `json:"end_reason"`
-		Hops           []struct{ Interface, Direction string }
+		Hops           []struct{ Interface, Direction, Layer string }
 	}
 	h.eventually(t, "the connection is a record", func() error {
 		text, complaint, code := h.flowctl(t, "observe", "--to-port", "5001", "--protocol", "tcp", "-o", "jsonl")
@@ -77,7 +77,7 @@ func TestAgentShowsTrafficBalancesAndLeavesNothing(t *testing.T) {
 		}
 		return json.Unmarshal([]byte(text), &record)
 	})
-	if record.Source != hereAddr || record.Destination != thereAddr || record.Reason != "end_of_flow" || len(record.Hops) != 2 {
+	if record.Source != hereAddr || record.Destination != thereAddr || record.Reason != "end_of_flow" || len(record.Hops) != 2 || record.Hops[0].Layer == "" {
 		t.Errorf("record: got %+v, want %s to %s over 2 hops that ended", record, hereAddr, thereAddr)
 	}
 	// At least the payload and a header of 66 bytes a packet.
