@@ -4,6 +4,7 @@ package cni
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -15,11 +16,11 @@ import (
 
 // annotated is what [Census.Annotate] remembers.
 type annotated struct {
-	owners   map[ownerOf]*flows.Entity       // at most maxOwners; at the bound all are forgotten
-	serving  map[servingOf]*flows.Entity     // the same
-	guests   map[*flows.Entity]*flows.Entity // the same
-	aged     map[agedOf]*flows.Entity        // the same
-	asked    int                             // processes read since round
+	owners   map[ownerOf]*flows.Entity   // at most maxOwners; at the bound all are forgotten
+	serving  map[servingOf]*flows.Entity // the same
+	guests   map[guestOf]*flows.Entity   // the same
+	aged     map[agedOf]*flows.Entity    // the same
+	asked    int                         // processes read since round
 	round    time.Time
 	disputed atomic.Uint64
 }
@@ -42,6 +43,12 @@ type servingOf struct {
 	who      *flows.Entity
 	service  flowsService
 	inferred bool
+}
+
+// guestOf is a guest and how an end's device tells of it.
+type guestOf struct {
+	who *flows.Entity
+	why string
 }
 
 // Bounds of what is remembered, and of what is read in one round: further processes
@@ -99,7 +106,7 @@ func (c *Census) end(r *flows.Record, source bool) *flows.Entity {
 		c.annotated.disputed.Add(1)
 	}
 	if who == nil {
-		who = c.guest(r, source)
+		who = c.guest(r, addr, source)
 	}
 	switch {
 	case process != nil && process.PID != 0:
@@ -121,9 +128,9 @@ func (c *Census) end(r *flows.Record, source bool) *flows.Entity {
 
 // guest is the machine or sandbox that has an end whose address nobody here has: the
 // one whose device the end's packets come out of or, if none does, go into. nil: there
-// is no such device, or several. The addresses inside of a guest are not seen, and it
-// may pass on what others sent, so this is no certainty.
-func (c *Census) guest(r *flows.Record, source bool) *flows.Entity {
+// is no such device, or several, or the packets were for many. The addresses inside of a
+// guest are not seen, and it may pass on what others sent, so this is no certainty.
+func (c *Census) guest(r *flows.Record, addr netip.Addr, source bool) *flows.Entity {
 	t := c.topology()
 	var from, to *flows.Entity
 	several := [2]bool{}
@@ -137,7 +144,7 @@ func (c *Census) guest(r *flows.Record, source bool) *flows.Entity {
 		case sent && h.At.Hook != flows.HookEgress:
 			several[0] = several[0] || from != nil && from != d.Behind
 			from = d.Behind
-		case !sent && h.At.Hook == flows.HookEgress:
+		case !sent && h.At.Hook == flows.HookEgress && !forMany(addr, d) && !spread(t, r.Hops, h, d):
 			several[1] = several[1] || to != nil && to != d.Behind
 			to = d.Behind
 		}
@@ -153,11 +160,11 @@ func (c *Census) guest(r *flows.Record, source bool) *flows.Entity {
 
 // behind is a guest that is known by its device.
 func (c *Census) behind(guest *flows.Entity, why string) *flows.Entity {
-	a := &c.annotated
-	e := a.guests[guest]
+	a, key := &c.annotated, guestOf{guest, why}
+	e := a.guests[key]
 	if e == nil {
 		if a.guests == nil || len(a.guests) >= maxOwners {
-			a.guests = map[*flows.Entity]*flows.Entity{}
+			a.guests = map[guestOf]*flows.Entity{}
 		}
 		e = new(flows.Entity)
 		*e = *guest
@@ -165,7 +172,7 @@ func (c *Census) behind(guest *flows.Entity, why string) *flows.Entity {
 		if e.Node == "" {
 			e.Node = c.opts.Node
 		}
-		a.guests[guest] = e
+		a.guests[key] = e
 	}
 	return e
 }

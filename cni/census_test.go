@@ -5,6 +5,7 @@ package cni
 import (
 	"errors"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -145,12 +146,18 @@ func TestOwnerOfASocketIsTold(t *testing.T) {
 
 func TestGuestIsKnownByTheDeviceThatItsPacketsComeOutOf(t *testing.T) {
 	vm, box, pod := &flows.Entity{Layer: flows.LayerVM, VM: "db", Confidence: 97}, &flows.Entity{Layer: flows.LayerSandbox, Sandbox: "s1", Confidence: 97}, &flows.Entity{Layer: flows.LayerContainer}
+	bridge := &Device{Addrs: []netip.Prefix{netip.MustParsePrefix("10.1.0.1/24")}}
 	top := &Topology{Spaces: []*Space{{Netns: 1, Entity: &flows.Entity{}}}, devices: map[place]*Device{
-		{1, 2}: {Behind: vm, Layer: flows.LayerParavirtual}, {1, 3}: {Behind: box}, {1, 4}: {Behind: pod}, {1, 5}: {Layer: flows.LayerHardware},
+		{1, 2}: {Behind: vm, Master: bridge, Layer: flows.LayerParavirtual}, {1, 3}: {Behind: box}, {1, 4}: {Behind: pod}, {1, 5}: {Layer: flows.LayerHardware},
+		{1, 6}: {Master: bridge}, {1, 7}: bridge,
 	}}
 	c := &Census{topology: func() *Topology { return top }, resolver: NewResolver(), opts: CensusOptions{Node: "n"}}
 	hop := func(ifindex uint32, hook flows.Hook, reverse bool) flows.HopCount {
 		return flows.HopCount{At: flows.Point{Netns: 1, Ifindex: ifindex, Hook: hook}, Reverse: reverse}
+	}
+	many := func(h flows.HopCount, packets uint64) flows.HopCount {
+		h.Packets = packets
+		return h
 	}
 	const in, out = flows.HookIngress, flows.HookEgress
 	for _, c2 := range []struct {
@@ -164,9 +171,23 @@ func TestGuestIsKnownByTheDeviceThatItsPacketsComeOutOf(t *testing.T) {
 		{"out of two machines", []flows.HopCount{hop(2, in, false), hop(3, in, false)}, nil, nil},
 		{"flooded into both", []flows.HopCount{hop(5, in, false), hop(2, out, false), hop(3, out, false)}, nil, nil},
 		{"container, whose addresses are seen", []flows.HopCount{hop(4, in, false)}, nil, nil},
+		{"flooded into a machine and another port", []flows.HopCount{hop(7, in, false), many(hop(2, out, false), 3), many(hop(6, out, false), 3)}, nil, nil},
+		{"the first packet flooded", []flows.HopCount{hop(2, out, false), many(hop(6, out, false), 9)}, nil, nil},
+		{"the first packet flooded elsewhere", []flows.HopCount{many(hop(2, out, false), 9), hop(6, out, false)}, nil, vm},
+		{"routed to the machine's bridge", []flows.HopCount{hop(5, in, false), hop(7, out, false), hop(2, out, false)}, nil, vm},
+		{"to 224.0.0.22", []flows.HopCount{hop(2, out, false)}, nil, nil},
+		{"to ff02::2", []flows.HopCount{hop(2, out, false)}, nil, nil},
+		{"to 255.255.255.255", []flows.HopCount{hop(2, out, false)}, nil, nil},
+		{"to 10.1.0.255", []flows.HopCount{hop(2, out, false)}, nil, nil},
+		{"to 10.1.0.254", []flows.HopCount{hop(2, out, false)}, nil, vm},
 	} {
 		r := flows.Record{Hops: c2.hops, Start: time.Now(), End: time.Now()}
 		r.Key = flows.Key{Src: addrPort("10.0.0.1:1"), Dst: addrPort("10.0.0.2:2"), Proto: flows.ProtoUDP}
+		if to, ok := strings.CutPrefix(c2.what, "to "); ok {
+			if a, err := netip.ParseAddr(to); err == nil {
+				r.Key.Dst = netip.AddrPortFrom(a, 2)
+			}
+		}
 		c.Annotate(&r)
 		for _, h := range r.Hops {
 			if want := top.Device(1, h.At.Ifindex).Layer; h.Layer != want {
@@ -177,6 +198,9 @@ func TestGuestIsKnownByTheDeviceThatItsPacketsComeOutOf(t *testing.T) {
 			got, want := e[0], e[1]
 			if (got == nil) != (want == nil) || got != nil && (got.VM != want.VM || got.Sandbox != want.Sandbox || got.Confidence > 80 || got.Node != "n") {
 				t.Errorf("%s, %s: got %+v, want %+v with at most 80 percent", c2.what, side, got, want)
+			}
+			if into := "go into"; got != nil && strings.HasPrefix(c2.what, "routed") && !strings.Contains(got.Why, into) {
+				t.Errorf("%s, %s: got the reason %q, want that packets %s the device", c2.what, side, got.Why, into)
 			}
 		}
 	}
