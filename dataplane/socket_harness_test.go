@@ -23,6 +23,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -230,6 +231,63 @@ func sockPair(t testing.TB) *sockNet {
 		p.server.knows(addr, "eth0", p.client.mac("eth0"))
 	}
 	return p
+}
+
+// sockClosings counts, with a program of its own, how often the kernel tells that the socket of a port is closed.
+func sockClosings(t *testing.T) func(port uint16) uint64 {
+	t.Helper()
+	inet, err := sockKernel(t).AnyTypeByName("inet_sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := int32(-1)
+	for _, m := range inet.(*btf.Struct).Members {
+		if m.Name == "inet_sport" {
+			at = int32(m.Offset.Bytes())
+		}
+	}
+	counts, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1 << 16})
+	if err != nil || at < 0 {
+		t.Fatalf("inet_sport at %d: %v", at, err)
+	}
+	t.Cleanup(func() { counts.Close() })
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: "inet_sock_set_state", License: "GPL",
+		Instructions: asm.Instructions{
+			asm.LoadMem(asm.R3, asm.R1, 0, asm.DWord),  // the socket
+			asm.LoadMem(asm.R4, asm.R1, 16, asm.DWord), // its new state
+			asm.JNE.Imm(asm.R4, 7, "out"),              // TCP_CLOSE
+			asm.StoreImm(asm.RFP, -4, 0, asm.Word),
+			asm.Add.Imm(asm.R3, at), asm.Mov.Reg(asm.R1, asm.RFP), asm.Add.Imm(asm.R1, -4), asm.Mov.Imm(asm.R2, 2), asm.FnProbeReadKernel.Call(),
+			asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -4), asm.LoadMapPtr(asm.R1, counts.FD()), asm.FnMapLookupElem.Call(),
+			asm.JEq.Imm(asm.R0, 0, "out"), asm.Mov.Imm(asm.R1, 1), asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
+			asm.Mov.Imm(asm.R0, 0).WithSymbol("out"), asm.Return(),
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { prog.Close() })
+	l, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return func(port uint16) (n uint64) {
+		key := uint32(port>>8 | port<<8) // as it is in memory
+		if err := counts.Lookup(key, &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+}
+
+// down takes a device down.
+func (n *nsSpace) down(dev string) {
+	n.t.Helper()
+	if err := n.h.LinkSetDown(n.link(dev)); err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 // netCounter is a counter of /proc/net/snmp or netstat in the namespace, such as Tcp RetransSegs.

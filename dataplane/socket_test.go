@@ -372,8 +372,35 @@ func tellsClosedPorts(t *testing.T) bool {
 	return false
 }
 
-// TestStandingConnectionThatTimesOutSaysSo: its peer falls silent.
+// TestStandingConnectionThatTimesOutSaysSo: its peer falls silent, or the peer's link or its own goes down
+// while data waits.
 func TestStandingConnectionThatTimesOutSaysSo(t *testing.T) {
+	for name, cut := range map[string]func(*sockNet){
+		"packets are lost":          func(p *sockNet) { p.server.lose("eth0", false, 1) },
+		"the peer's link goes down": func(p *sockNet) { p.server.down("eth0") },
+		"its own link goes down":    func(p *sockNet) { p.client.down("eth0") },
+	} {
+		t.Run(name, func(t *testing.T) { timesOut(t, cut) })
+	}
+}
+
+// timesOut wants what the kernel tells of a time-out. 6.18 tells nothing of about one in 250: then no program
+// at the tracepoint is run, and another connection has to show it.
+func timesOut(t *testing.T, cut func(*sockNet)) {
+	closings := sockClosings(t)
+	for try := range 3 {
+		told := false
+		t.Run(strconv.Itoa(try), func(t *testing.T) { told = timesOutOnce(t, cut, closings) })
+		if told || t.Failed() {
+			return
+		}
+		t.Log("the kernel told of no closing")
+	}
+	t.Error("three time-outs of which the kernel did not tell")
+}
+
+// timesOutOnce is false when the kernel told of no closing.
+func timesOutOnce(t *testing.T, cut func(*sockNet), closings func(port uint16) uint64) bool {
 	p := sockPair(t)
 	a := sockStart(t, Options{Netns: []string{"client", "server"}})
 	c := p.open(t)
@@ -387,7 +414,7 @@ func TestStandingConnectionThatTimesOutSaysSo(t *testing.T) {
 	}), set); err != nil {
 		t.Fatal(err)
 	}
-	p.server.lose("eth0", false, 1)
+	cut(p)
 	port := c.LocalAddr().(*net.TCPAddr).AddrPort().Port()
 	before := p.client.netCounter("Tcp", "RetransSegs")
 	if _, err := c.Write([]byte("hello")); err != nil {
@@ -402,11 +429,13 @@ func TestStandingConnectionThatTimesOutSaysSo(t *testing.T) {
 	}
 	a.passed()
 	s := a.in(p.client, sockPort(port))
-	if s.Errno != uint16(unix.ETIMEDOUT) || s.Failed || s.Failure() != flows.FailTimedOut {
-		t.Errorf("got %+v, want ETIMEDOUT of a connection that stood", s.SocketFigures)
+	told := closings(port) > 0
+	if told && (s.Errno != uint16(unix.ETIMEDOUT) || s.Failed || s.Failure() != flows.FailTimedOut) {
+		t.Errorf("port %d: got %+v, want ETIMEDOUT of a connection that stood", port, s.SocketFigures)
 	}
 	a.wantRetransmits(p.client, before)
 	a.stop()
+	return told
 }
 
 // TestFullReceiveQueuesEqualTheKernelsCount: UDP by UdpRcvbufErrors.
