@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -55,6 +56,7 @@ type Census struct {
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
 	annotated annotated
+	networks  atomic.Pointer[Networks]
 
 	// The counting goroutine's.
 	last     *Topology
@@ -204,6 +206,7 @@ func (c *Census) readFiles() bool {
 		return named
 	}
 	c.attached = by
+	c.noteNetworks(all)
 	return true
 }
 

@@ -31,6 +31,7 @@ const (
 // plugin wrote it down.
 type attachment struct {
 	ContainerID, Network, Interface string
+	Plugin                          string // that the network's configuration begins with; empty: not told
 	Sandbox                         string // path of its network namespace; empty: not told
 	Addrs                           []netip.Addr
 	Pod, Namespace, PodUID          string // that Kubernetes gave as arguments
@@ -41,6 +42,7 @@ type attachment struct {
 // interfaces of the result name it.
 type cacheEntry struct {
 	Kind, ContainerID, IfName, NetworkName, NetNS string
+	Config                                        []byte // of the network: JSON, in base64
 	CNIArgs                                       [][]string
 	Result                                        struct {
 		Interfaces []struct{ Name, Sandbox string }
@@ -58,7 +60,7 @@ func readCache(text []byte) (attachment, error) {
 	if e.Kind != "cniCacheV1" || e.ContainerID == "" {
 		return attachment{}, fmt.Errorf("kind %.20q is not cniCacheV1, or it names no container", e.Kind)
 	}
-	a := attachment{ContainerID: bounded(e.ContainerID), Network: bounded(e.NetworkName), Interface: bounded(e.IfName), Sandbox: e.NetNS}
+	a := attachment{ContainerID: bounded(e.ContainerID), Network: bounded(e.NetworkName), Interface: bounded(e.IfName), Sandbox: e.NetNS, Plugin: pluginType(e.Config)}
 	for _, i := range e.Result.Interfaces {
 		if i.Sandbox != "" && (a.Sandbox == "" || i.Name == e.IfName) {
 			a.Sandbox = i.Sandbox

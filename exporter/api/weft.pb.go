@@ -3880,6 +3880,9 @@ type TopologyDevice struct {
 	Confidence       uint32                 `protobuf:"varint,29,opt,name=confidence,proto3" json:"confidence,omitempty"`
 	Why              []byte                 `protobuf:"bytes,30,opt,name=why,proto3" json:"why,omitempty"`
 	Behind           *Entity                `protobuf:"bytes,31,opt,name=behind,proto3" json:"behind,omitempty"`
+	Plugin           string                 `protobuf:"bytes,32,opt,name=plugin,proto3" json:"plugin,omitempty"`   // the network plugin that calls its devices so
+	Network          []byte                 `protobuf:"bytes,33,opt,name=network,proto3" json:"network,omitempty"` // that CNI attached it to
+	NetworkPlugin    []byte                 `protobuf:"bytes,34,opt,name=network_plugin,json=networkPlugin,proto3" json:"network_plugin,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -4127,6 +4130,27 @@ func (x *TopologyDevice) GetWhy() []byte {
 func (x *TopologyDevice) GetBehind() *Entity {
 	if x != nil {
 		return x.Behind
+	}
+	return nil
+}
+
+func (x *TopologyDevice) GetPlugin() string {
+	if x != nil {
+		return x.Plugin
+	}
+	return ""
+}
+
+func (x *TopologyDevice) GetNetwork() []byte {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *TopologyDevice) GetNetworkPlugin() []byte {
+	if x != nil {
+		return x.NetworkPlugin
 	}
 	return nil
 }
@@ -4709,7 +4733,7 @@ const file_weft_proto_rawDesc = "" +
 	"\x03own\x18\x03 \x01(\bR\x03own\x12\x12\n" +
 	"\x04host\x18\x04 \x01(\bR\x04host\x12+\n" +
 	"\x06entity\x18\x05 \x01(\v2\x13.weft.api.v1.EntityR\x06entity\x125\n" +
-	"\adevices\x18\x06 \x03(\v2\x1b.weft.api.v1.TopologyDeviceR\adevices\"\x91\a\n" +
+	"\adevices\x18\x06 \x03(\v2\x1b.weft.api.v1.TopologyDeviceR\adevices\"\xea\a\n" +
 	"\x0eTopologyDevice\x12\x18\n" +
 	"\aifindex\x18\x01 \x01(\rR\aifindex\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x14\n" +
@@ -4746,7 +4770,10 @@ const file_weft_proto_rawDesc = "" +
 	"confidence\x18\x1d \x01(\rR\n" +
 	"confidence\x12\x10\n" +
 	"\x03why\x18\x1e \x01(\fR\x03why\x12+\n" +
-	"\x06behind\x18\x1f \x01(\v2\x13.weft.api.v1.EntityR\x06behind\"?\n" +
+	"\x06behind\x18\x1f \x01(\v2\x13.weft.api.v1.EntityR\x06behind\x12\x16\n" +
+	"\x06plugin\x18  \x01(\tR\x06plugin\x12\x18\n" +
+	"\anetwork\x18! \x01(\fR\anetwork\x12%\n" +
+	"\x0enetwork_plugin\x18\" \x01(\fR\rnetworkPlugin\"?\n" +
 	"\rTopologyPlace\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\x04R\x05netns\x12\x18\n" +
 	"\aifindex\x18\x02 \x01(\rR\aifindex\"\x94\x01\n" +

@@ -131,6 +131,9 @@ type linkDocument struct {
 	Confidence   uint32          `json:"confidence"` // percent
 	Reason       string          `json:"reason"`
 	Behind       *entityDocument `json:"behind,omitempty"`
+	Plugin       string          `json:"plugin,omitempty"`         // the network plugin that calls its devices so
+	Network      string          `json:"network,omitempty"`        // that CNI attached it to
+	NetPlugin    string          `json:"network_plugin,omitempty"` // of that
 
 	netns uint64
 }
@@ -210,7 +213,7 @@ func deviceOf(m *api.TopologyDevice) linkDocument {
 		VLAN: m.GetVlan(), VLANProtocol: m.GetVlanProtocol(), Table: m.GetTable(), Addresses: append([]string{}, m.GetAddresses()...),
 		Bus: m.GetBus(), BusAddress: m.GetBusAddress(), Driver: m.GetDriver(), Speed: m.GetSpeedMbps(), PF: m.GetPhysicalFunction(),
 		VFs: m.GetVirtualFunctions(), Layer: flows.Layer(m.GetLayer()).String(), Confidence: m.GetConfidence(), Reason: string(m.GetWhy()),
-		Behind: entityDoc(m.GetBehind()),
+		Behind: entityDoc(m.GetBehind()), Plugin: m.GetPlugin(), Network: string(m.GetNetwork()), NetPlugin: string(m.GetNetworkPlugin()),
 	}
 	if t := m.GetTunnel(); t != nil {
 		d.Tunnel = &tunnelDocument{t.GetId(), t.GetLocal(), t.GetRemote(), t.GetPort(), t.GetExternal(), t.GetPeers()}

@@ -122,6 +122,12 @@ func (d *topologyDocument) about(n *namespaceDocument, dev *linkDocument) []stri
 	case dev.Driver != "":
 		add("%s", dev.Driver)
 	}
+	if dev.Plugin != "" {
+		add("of %s", dev.Plugin)
+	}
+	if dev.Network != "" || dev.NetPlugin != "" {
+		add("network %s", strings.TrimSpace(dev.Network+" "+dev.NetPlugin))
+	}
 	if dev.Speed > 0 {
 		add("%d Mbit/s", dev.Speed)
 	}

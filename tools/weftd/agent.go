@@ -103,6 +103,7 @@ func (a *agent) open() error {
 	}
 	a.openTopology()
 	a.openCensus()
+	a.tellTopology()
 	cfg.Dataplane.Log = a.log
 	if a.mirror != nil {
 		cfg.Dataplane.Domains = func() dataplane.Domains { return a.mirror.Topology() }

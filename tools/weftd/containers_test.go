@@ -445,6 +445,10 @@ cni: {runtimes: [%[1]s/c.sock], leases: %[1]s/ipam, node: node-1}
 		t.Errorf("--from-pod shop/a --to-container %s: got error %v and\n%s, want one flow", c.name, err, text)
 	}
 
+	if text, err := flowctl("topology", "-o", "json"); err != nil || !strings.Contains(text, `"network": "weftnet-`) || !strings.Contains(text, `"network_plugin": "bridge"`) {
+		t.Errorf("topology: got error %v and no device of a network of the bridge plugin in\n%s", err, text)
+	}
+
 	n.kill(n.containerd)
 	between(a, b)
 	between(c, a)

@@ -22,7 +22,20 @@ func (a *agent) openTopology() {
 		return
 	}
 	a.mirror = mirror
-	a.socket.SetTopology(func() *api.TopologyResponse { return topologyToWire(mirror.Topology()) })
+}
+
+// tellTopology lets flowctl ask for the topology, with what CNI wrote down of it.
+func (a *agent) tellTopology() {
+	if a.mirror == nil {
+		return
+	}
+	a.socket.SetTopology(func() *api.TopologyResponse {
+		var networks cni.Networks
+		if a.census != nil {
+			networks = a.census.Networks()
+		}
+		return topologyToWire(a.mirror.Topology(), networks)
+	})
 }
 
 // topologyOff is what of the topology cannot be seen, and why. It is called once
@@ -43,7 +56,7 @@ func (a *agent) topologyOff() []*api.Capability {
 	return off
 }
 
-func topologyToWire(t *cni.Topology) *api.TopologyResponse {
+func topologyToWire(t *cni.Topology, networks cni.Networks) *api.TopologyResponse {
 	m := &api.TopologyResponse{At: t.At.UnixNano(), Over: uint32(t.Over)}
 	for _, o := range t.Off {
 		m.Off = append(m.Off, &api.TopologyOff{Name: []byte(o.Name), Why: []byte(o.Why)})
@@ -51,20 +64,24 @@ func topologyToWire(t *cni.Topology) *api.TopologyResponse {
 	for _, s := range t.Spaces {
 		space := &api.TopologySpace{Netns: s.Netns, Path: []byte(s.Path), Own: s.Own, Host: s.Host, Entity: exporter.EntityToWire(s.Entity)}
 		for _, d := range s.Devices {
-			space.Devices = append(space.Devices, deviceToWire(d))
+			space.Devices = append(space.Devices, deviceToWire(d, networks))
 		}
 		m.Spaces = append(m.Spaces, space)
 	}
 	return m
 }
 
-func deviceToWire(d *cni.Device) *api.TopologyDevice {
+func deviceToWire(d *cni.Device, networks cni.Networks) *api.TopologyDevice {
 	m := &api.TopologyDevice{
 		Ifindex: d.Index, Name: []byte(d.Name), Alias: []byte(d.Alias), Kind: d.Kind, Mode: d.Mode, Mac: d.MAC, Mtu: d.MTU,
 		Up: d.Up, Carrier: d.Carrier, Loopback: d.Loopback, Master: d.Link.Master, Port: d.Port,
 		Under: placeToWire(d.Under), Far: placeToWire(d.Far), Unseen: d.Unseen,
 		Vlan: uint32(d.VLAN), VlanProtocol: d.VLANProtocol, Table: d.Table, Bus: d.Bus, BusAddress: d.Address, VirtualFunctions: uint32(d.VFs),
 		Layer: uint32(d.Layer), Confidence: uint32(d.Confidence), Why: []byte(d.Why), Behind: exporter.EntityToWire(d.Behind),
+		Plugin: d.Plugin(),
+	}
+	if n, ok := networks.Of(d); ok {
+		m.Network, m.NetworkPlugin = []byte(n.Name), []byte(n.Plugin)
 	}
 	for _, p := range d.Addrs {
 		m.Addresses = append(m.Addresses, p.String())
