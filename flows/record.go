@@ -123,8 +123,8 @@ type HopCount struct {
 	Hop     Hop // empty when the device was gone before the record closed and unknown
 	NAT     NATStage
 	Layer   Layer // what a packet runs in there; source: the topology when the record closed
-	Reverse bool // the packets went from destination to source
-	Chosen  bool // this point's figures are the record's totals
+	Reverse bool  // the packets went from destination to source
+	Chosen  bool  // this point's figures are the record's totals
 	Packets uint64
 	Bytes   uint64
 	First   time.Time

@@ -27,9 +27,9 @@ func TestClockStepsLoseNothing(t *testing.T) {
 		t.Skip("sets the clock: only where the machine is the test's own (make test-kernels)")
 	}
 	h := newHouse(t)
-	began, real := time.Now(), time.Now().Round(0)
+	began, right := time.Now(), time.Now().Round(0)
 	set := func(off time.Duration) {
-		at := unix.NsecToTimespec(real.Add(time.Since(began) + off).UnixNano())
+		at := unix.NsecToTimespec(right.Add(time.Since(began) + off).UnixNano())
 		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &at); err != nil {
 			t.Fatalf("set the clock: %v", err)
 		}
