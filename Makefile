@@ -57,6 +57,7 @@ test-receivers: ## what weftd sends, as the Collector, Prometheus, VictoriaMetri
 test-runtimes: ## topology and names against real gVisor, containerd and Podman (WEFT_TESTBED=the folder with their programs; needs runc, podman, containernetworking-plugins)
 	@test -n "$(WEFT_TESTBED)" || { echo 'set WEFT_TESTBED to the folder that the testbed was unpacked into' >&2; exit 2; }
 	$(GO) test -count=1 $(EXEC) ./cni
+	$(GO) test -count=1 -tags testbed -run FlowsOfAGuest $(EXEC) ./tools/weftd
 
 test-kubernetes: ## a real Kubernetes of two nodes, 5,000 pods of a real API server that is away for OUTAGE (20s), a real containerd (needs what tools/testbed/parts.sh names)
 	tools/testbed/parts.sh $(CACHE)/testbed

@@ -57,6 +57,7 @@ type Census struct {
 	wg        sync.WaitGroup
 	annotated annotated
 	networks  atomic.Pointer[Networks]
+	nameless  atomic.Int64 // containers
 
 	// The counting goroutine's.
 	last     *Topology
@@ -92,7 +93,8 @@ func OpenCensus(topology func() *Topology, opts CensusOptions) *Census {
 	if opts.Leases == "" {
 		opts.Leases = DefaultLeases
 	}
-	if opts.Runtimes == nil {
+	asked := len(opts.Runtimes) > 0 // else they are only looked for
+	if !asked {
 		opts.Runtimes = DefaultRuntimes
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -105,6 +107,7 @@ func OpenCensus(topology func() *Topology, opts CensusOptions) *Census {
 	if opts.Containers {
 		for _, socket := range opts.Runtimes {
 			s := newRuntimeSource(socket, opts.Log, c.tell)
+			s.asked = asked && !slices.Contains(DefaultRuntimes, socket)
 			c.runtimes = append(c.runtimes, s)
 			c.wg.Go(func() { s.run(ctx) })
 		}
@@ -228,6 +231,7 @@ func (c *Census) count(anyway bool) {
 		c.readFiles()
 	}
 	c.last = t
+	c.countNameless(t)
 	c.resolver.joined(t.At.UnixNano(), t.domains)
 	there := map[uint64]bool{}
 	all := make([]telling, 0, len(t.Spaces))
@@ -243,6 +247,21 @@ func (c *Census) count(anyway bool) {
 	}
 	c.resolver.holdAll(t.At.UnixNano(), all)
 	c.ask()
+}
+
+// Nameless is how many containers run here of which nobody has told more than their id.
+func (c *Census) Nameless() int { return int(c.nameless.Load()) }
+
+func (c *Census) countNameless(t *Topology) {
+	n := int64(0)
+	for _, s := range t.Spaces {
+		for _, ct := range s.Containers {
+			if c.named(ct.ID) == nil && len(c.attached[ct.ID]) == 0 {
+				n++
+			}
+		}
+	}
+	c.nameless.Store(n)
 }
 
 func ownerOfSpace(cookie uint64) owner {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -141,6 +142,22 @@ func TestOwnerOfASocketIsTold(t *testing.T) {
 	c.Annotate(&old)
 	if e := old.Source; e == nil || e.Process != "before" || !strings.Contains(e.Why, "ended before") {
 		t.Errorf("of a process that had this PID before: got %+v, want that it ended", old.Source)
+	}
+}
+
+func TestWhoHasNoNameAndWhyIsTold(t *testing.T) {
+	c := &Census{disk: newOnDisk(t.TempDir(), t.TempDir()), attached: map[string][]*attachment{"c2": {{ContainerID: "c2", Pod: "web-1"}}}}
+	c.countNameless(&Topology{Spaces: []*Space{{Containers: []Container{{ID: "c1"}, {ID: "c2"}}}, {Containers: []Container{{ID: "c3"}}}, {}}})
+	if got := c.Nameless(); got != 2 {
+		t.Errorf("got %d containers without a name, want the 2 of which nobody tells", got)
+	}
+	s := newRuntimeSource(filepath.Join(t.TempDir(), "nowhere.sock"), slog.New(slog.DiscardHandler), func() {})
+	if err := s.list(t.Context(), nil); !errors.Is(err, errAbsent) {
+		t.Errorf("a socket that is looked for: got %v, want that it is not here", err)
+	}
+	s.asked = true
+	if err := s.list(t.Context(), nil); err == nil || errors.Is(err, errAbsent) || !strings.Contains(err.Error(), "nowhere.sock") {
+		t.Errorf("a socket of the configuration: got %v, want an error that names it", err)
 	}
 }
 

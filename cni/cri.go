@@ -48,6 +48,7 @@ type contained struct {
 // containers. What it has learned stays while the runtime is away.
 type runtimeSource struct {
 	socket string
+	asked  bool // by the configuration: that it is not here is a fault
 	log    *slog.Logger
 	told   func() // called after each change
 	known  atomic.Pointer[map[string]*contained]
@@ -139,7 +140,10 @@ func (s *runtimeSource) wait(ctx context.Context, conn *grpc.ClientConn, pause t
 // list takes what the runtime has now. Of an interface that does not answer, or not to
 // the end, what it said before holds.
 func (s *runtimeSource) list(ctx context.Context, conn *grpc.ClientConn) error {
-	if _, err := os.Stat(s.socket); errors.Is(err, os.ErrNotExist) {
+	switch _, err := os.Stat(s.socket); {
+	case errors.Is(err, os.ErrNotExist) && s.asked:
+		return err
+	case errors.Is(err, os.ErrNotExist):
 		return errAbsent
 	}
 	conn.ResetConnectBackoff() // it may have come back since the last try

@@ -116,7 +116,7 @@ func lastingName(e *flows.Entity) (namespace, name string) {
 	if e == nil {
 		return "", ""
 	}
-	return text(e.Namespace), text(cmp.Or(e.Workload, e.Pod, e.VM, e.Sandbox, e.Container, e.Unit, e.Process, e.Node))
+	return text(e.Namespace), text(cmp.Or(e.Workload, e.Pod, e.VM, e.Sandbox, e.Container, e.ContainerID[:min(len(e.ContainerID), 12)], e.Unit, e.Process, e.Node))
 }
 
 // text is s as a label may be; else all of /metrics would fail.
