@@ -381,12 +381,21 @@ func (n *nsSpace) up(name string, addrs ...string) {
 	}
 }
 
-// carry waits until a link that is up also sends: until then its queue drops.
+// carry waits until a link that is up also sends: until the kernel's worker has given it
+// its queue, which is after it has a carrier, what it sends is dropped and not counted.
 func (n *nsSpace) carry(name string) {
 	n.t.Helper()
 	nsUntil(n.t, name+" carries", func() bool {
-		state := n.link(name).Attrs().OperState
-		return state == netlink.OperUp || state == netlink.OperUnknown && n.link(name).Attrs().RawFlags&unix.IFF_LOWER_UP != 0
+		l := n.link(name)
+		state := l.Attrs().OperState
+		if state != netlink.OperUp && (state != netlink.OperUnknown || l.Attrs().RawFlags&unix.IFF_LOWER_UP == 0) {
+			return false
+		}
+		queues, err := n.h.QdiscList(l)
+		if err != nil {
+			n.t.Fatalf("list the queues of %s: %v", name, err)
+		}
+		return slices.ContainsFunc(queues, func(q netlink.Qdisc) bool { return q.Attrs().Parent == netlink.HANDLE_ROOT })
 	})
 }
 

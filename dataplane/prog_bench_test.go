@@ -22,7 +22,6 @@ func benchmarkDrain(b *testing.B, live int) {
 	o := Options{Slots: 2 * live, MaxMemory: 1 << 30}
 	h := newHarness(&testing.T{}, o, 14)
 	defer h.d.Close()
-	defer h.progs.close()
 	t := h.d.table.(*slotTable)
 	w, err := mapArray[bpf.FlowFlowSlot](h.d.objs.maps[bpf.FlowMapSlots], unix.PROT_READ|unix.PROT_WRITE)
 	if err != nil {

@@ -66,8 +66,11 @@ func newHarness(t *testing.T, o Options, l2Len uint8) *harness {
 		t.Fatal(err)
 	}
 	d.drain.Store(&DrainStatus{})
-	if h.progs, err = d.objs.programs(1, o.XDP != XDPOff); err != nil {
-		t.Fatal(err)
+	h.progs = d.objs.first // a second load would show nothing new
+	if d.objs.xdp != nil {
+		if h.progs, err = d.objs.programs(ownNetns, true); err != nil {
+			t.Fatal(err)
+		}
 	}
 	on := []flows.Hook{flows.HookIngress, flows.HookEgress, flows.HookXDP}
 	points, err := d.points.add(1, l2Len, flows.Point{Netns: 7, Ifindex: 1}, flows.Hop{Interface: "lo"}, nil, on)
@@ -78,7 +81,12 @@ func newHarness(t *testing.T, o Options, l2Len uint8) *harness {
 		h.points[p.at.Hook] = p
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(h.progs.close(), d.Close()); err != nil {
+		if h.progs != d.objs.first { // which the objects close
+			if err := h.progs.close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
 	})
