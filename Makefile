@@ -71,6 +71,7 @@ bench: build ## cost per packet as ratios, the drain, the agent on real traffic,
 	@mkdir -p bench/results && out=bench/results/$$(date -u +%F)-$$(uname -r).txt && \
 	{ $(SUDO) bin/bench && $(GO) test -run '^$$' -bench 'Drain|Drop|Sockets' $(EXEC) ./dataplane && \
 	$(GO) test -run '^$$' -bench 'Resolve$$|LinkToHop|Translation|WorstDrain' $(EXEC) ./cni && \
+	$(GO) test -run '^$$' -bench OTLPLine -cpu 1 ./exporter && \
 	cd exporter/receivertest && $(GO) test -run '^$$' -bench 'Encode|Columns|Parquet' -cpu 1 . && \
 	$(GO) test -run '^$$' -bench 'Delivery|Spool' -benchtime 5x -timeout 40m .; } | tee "$$out.new" && \
 	mv "$$out.new" "$$out" && echo "recorded in $$out"

@@ -165,6 +165,7 @@ func (t *Table) Fold(b Batch) (w Window, done bool) {
 // and returns the last window. The table is empty then.
 func (t *Table) Close(at time.Time) Window {
 	t.clock(at)
+	t.foldLater()
 	for i := uint32(1); i < t.convs.end; i++ {
 		if c := t.convs.at(i); c.is(convLive) {
 			t.close(i, EndForced)

@@ -681,7 +681,7 @@ func TestAPortUsedAgainWithinADrainHasAConnectionOfItsOwn(t *testing.T) {
 		flow(podIn, client, 3, 0.1, starts(FlagSYN, 100, 0)),
 		flow(podOut, server, 2, 0.2, starts(FlagSYN|FlagACK, 500, 101)),
 	}
-	second := []Sample{
+	again := []Sample{
 		flow(podIn, client, 1, 0.5, starts(FlagSYN, 200, 0)),
 		flow(podOut, server, 1, 0.6, starts(FlagSYN|FlagACK, 600, 201)),
 	}
@@ -692,13 +692,18 @@ func TestAPortUsedAgainWithinADrainHasAConnectionOfItsOwn(t *testing.T) {
 		return k.one(k.close(2)).ConnectionID
 	}
 	k := newKernel(t, TableOptions{})
-	r := k.one(k.drain(1, slices.Concat(first, second, fins)...))
+	r := k.one(k.drain(1, slices.Concat(first, again, fins)...))
 	if r.ConnectionID != alone(first) || r.EndReason != EndOfFlow || r.Packets+r.ReversePackets != 7 {
 		t.Errorf("first: got connection %x, %v, %d packets, want %x, end_of_flow, 7", r.ConnectionID, r.EndReason, r.Packets+r.ReversePackets, alone(first))
 	}
+	table := NewTable(TableOptions{})
+	table.Fold(Batch{At: second(1), Flows: slices.Concat(first, again)})
+	if w := table.Close(second(1)); len(w.Records) != 1 || w.Records[0].Packets+w.Records[0].ReversePackets != 7 {
+		t.Errorf("closed within a drain: got %+v, want one record of 7 packets", w.Records)
+	}
 	k.drain(2, flow(podIn, client, 4, 1.5))
-	if r := k.one(k.close(3)); r.ConnectionID != alone(second) || r.Packets != 5 || r.ReversePackets != 1 {
-		t.Errorf("second: got connection %x, %d and %d packets, want %x, 5 and 1", r.ConnectionID, r.Packets, r.ReversePackets, alone(second))
+	if r := k.one(k.close(3)); r.ConnectionID != alone(again) || r.Packets != 5 || r.ReversePackets != 1 {
+		t.Errorf("second: got connection %x, %d and %d packets, want %x, 5 and 1", r.ConnectionID, r.Packets, r.ReversePackets, alone(again))
 	}
 }
 
