@@ -18,7 +18,7 @@ type Link struct {
 	Index       uint32
 	Name, Alias string // as the kernel gives them: any byte but a slash and a NUL
 	Kind        string // of rtnetlink: veth, bridge, vlan, ...; empty: a real device or the loopback
-	Mode        string // of a bond, macvlan or ipvlan
+	Mode        string // of a bond, macvlan or ipvlan; vlan-filtering of a bridge that tells VLANs apart
 	MAC         string // empty: it has none
 	MTU         uint32 // bytes
 	Up          bool   // set up by the administrator
@@ -93,6 +93,10 @@ func (l *Link) describe(from netlink.Link) {
 	switch d := from.(type) {
 	case *netlink.Vlan:
 		l.VLAN, l.VLANProtocol = uint16(d.VlanId), strings.ToLower(d.VlanProtocol.String())
+	case *netlink.Bridge:
+		if d.VlanFiltering != nil && *d.VlanFiltering {
+			l.Mode = "vlan-filtering"
+		}
 	case *netlink.Bond:
 		l.Mode = d.Mode.String()
 	case *netlink.Vrf:

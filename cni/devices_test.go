@@ -159,6 +159,30 @@ func TestEveryKindOfDeviceIsTold(t *testing.T) {
 	}
 }
 
+// A bridge that tells VLANs apart says so: its ports are not all in one network.
+func TestBridgeThatFiltersVLANsSaysSo(t *testing.T) {
+	m := openMirror(t, everything)
+	ns := newNetns(t, "filters")
+	cookie, filters := cookieOf(t, ns), true
+	missing := false
+	in(t, ns, func(h *netlink.Handle) error {
+		err := h.LinkAdd(&netlink.Bridge{LinkAttrs: named("it"), VlanFiltering: &filters})
+		if missing = lacking(err); missing {
+			return nil
+		}
+		return err
+	})
+	if missing {
+		t.Skip("this kernel's bridges do not filter VLANs (CONFIG_BRIDGE_VLAN_FILTERING)")
+	}
+	eventually(t, m, "the bridge says that it filters", func(now *Topology) error {
+		if d := now.named(cookie, "it"); d == nil || d.Mode != "vlan-filtering" {
+			return fmt.Errorf("got %+v", d)
+		}
+		return nil
+	})
+}
+
 // A port knows its bridge, and forgets it when it is taken out.
 func TestPortKnowsItsBridge(t *testing.T) {
 	m := openMirror(t, everything)

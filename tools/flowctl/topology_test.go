@@ -34,7 +34,7 @@ func host() *api.TopologyResponse {
 					{Ifindex: 3, Name: []byte("br0"), Kind: "bridge", Up: true, Addresses: []string{"10.0.0.1/24", "fe80::1/64"}, Layer: uint32(flows.LayerHost)},
 					{Ifindex: 4, Name: []byte("veth0"), Kind: "veth", Up: true, Master: 3, Far: &api.TopologyPlace{Netns: 2, Ifindex: 2}, Layer: uint32(flows.LayerHost), Behind: exporter.EntityToWire(pod)},
 					{Ifindex: 5, Name: []byte(evil), Kind: "tap", Up: true, Master: 3, Layer: uint32(flows.LayerVM), Confidence: 70, Behind: exporter.EntityToWire(vm)},
-					{Ifindex: 6, Name: []byte("eth0.7"), Kind: "vlan", Vlan: 7, Under: &api.TopologyPlace{Netns: 1, Ifindex: 2}, Up: true, Layer: uint32(flows.LayerHost)},
+					{Ifindex: 6, Name: []byte("eth0.7"), Kind: "vlan", Vlan: 7, VlanProtocol: "802.1ad", Under: &api.TopologyPlace{Netns: 1, Ifindex: 2}, Up: true, Layer: uint32(flows.LayerHost)},
 					{Ifindex: 7, Name: []byte("vx1"), Kind: "vxlan", Master: 3, Under: &api.TopologyPlace{Netns: 1, Ifindex: 6}, Up: true, Layer: uint32(flows.LayerHost),
 						Tunnel: &api.TopologyTunnel{Id: 42, Local: "192.0.2.1", Remote: "192.0.2.2", Port: 4789}},
 				},
@@ -53,7 +53,7 @@ func host() *api.TopologyResponse {
 func TestTreeDrawsWhatHangsOnWhat(t *testing.T) {
 	const want = `host, the agent's
 ├─ eth0  ixgbe, 10000 Mbit/s  [hardware]
-│  └─ eth0.7  vlan, id 7
+│  └─ eth0.7  vlan, id 7, 802.1ad
 └─ br0  bridge, 10.0.0.1/24
    ├─ veth0  veth ⇄ eth0 in container 0af30af30af3 (containerd), netns pod1
    ├─ a\x1b[2J\"];b\n\\\xff\u009b1m\u202e\U000e0001  tap → vm a\x1b[2J\"];b\n\\\xff\u009b1m\u202e\U000e0001 (qemu) (70 %)  [vm 70 %]

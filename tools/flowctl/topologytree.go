@@ -133,6 +133,9 @@ func (d *topologyDocument) about(n *namespaceDocument, dev *linkDocument) []stri
 	}
 	if dev.VLAN != 0 {
 		add("id %d", dev.VLAN)
+		if dev.VLANProtocol != "802.1q" { // what nobody need be told
+			add("%s", dev.VLANProtocol)
+		}
 	}
 	if dev.Table != 0 {
 		add("table %d", dev.Table)
