@@ -190,7 +190,7 @@ func (f *Formatter) end(r *flows.Record, source bool) string {
 }
 
 // who is what an end is called, by the first of: the pod, the Service, the machine or sandbox, the container, the
-// unit or process, the node. All is its layer, pod, Service, container and process together.
+// unit or process. All is its layer, pod, Service, container and process together.
 func who(e *flows.Entity, all bool) string {
 	if e == nil {
 		return ""
@@ -221,7 +221,9 @@ func who(e *flows.Entity, all bool) string {
 	add("container", cmp.Or(e.Container, e.ContainerID[:min(len(e.ContainerID), 12)]))
 	add("unit", e.Unit)
 	add("process", e.Process)
-	add("node", e.Node)
+	if all { // one of many on a node is not told by its name
+		add("node", e.Node)
+	}
 	if len(names) > 0 && !all {
 		names = names[:1]
 	}
