@@ -5,6 +5,7 @@ package cni
 import (
 	"errors"
 	"log/slog"
+	"math"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -135,7 +136,11 @@ func TestOwnerOfASocketIsTold(t *testing.T) {
 		t.Errorf("got %+v, want process %s on here", r.Source, self.Comm)
 	}
 	again := flows.Record{Key: r.Key, Start: r.Start, End: r.End, SourceProcess: r.SourceProcess}
-	if n := testing.AllocsPerRun(100, func() { again.Source = nil; c.Annotate(&again) }); n != 0 {
+	n := math.Inf(1)
+	for range 10 { // those of the whole process are counted: the census may count meanwhile
+		n = min(n, testing.AllocsPerRun(100, func() { again.Source = nil; c.Annotate(&again) }))
+	}
+	if n != 0 {
 		t.Errorf("%v allocations for an owner that is known, want none", n)
 	}
 	old.Source, old.SourceProcess = nil, &flows.Process{PID: selfPID(), Comm: "before"}
