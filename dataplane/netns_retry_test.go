@@ -234,7 +234,7 @@ func TestStopIsSoonHoweverManyLinks(t *testing.T) {
 		t.Error(w)
 	}
 	t.Logf("%d devices: all was drained after %s, all links closed after %s more", count, ran, closed)
-	if ran > closed/2 {
+	if ran > closed/2 && ran > 50*time.Millisecond { // a guest's grace periods are expedited: 40 links close in 25 ms
 		t.Errorf("Run ended %s after its context, with %s of closing to come: it waited for links", ran, closed)
 	}
 	host.untouched(t, "w0", "w39")
