@@ -57,7 +57,6 @@ type Census struct {
 	wg        sync.WaitGroup
 	annotated annotated
 	networks  atomic.Pointer[Networks]
-	nameless  atomic.Int64 // containers
 
 	// The counting goroutine's.
 	last     *Topology
@@ -231,7 +230,6 @@ func (c *Census) count(anyway bool) {
 		c.readFiles()
 	}
 	c.last = t
-	c.countNameless(t)
 	c.resolver.joined(t.At.UnixNano(), t.domains)
 	there := map[uint64]bool{}
 	all := make([]telling, 0, len(t.Spaces))
@@ -247,21 +245,6 @@ func (c *Census) count(anyway bool) {
 	}
 	c.resolver.holdAll(t.At.UnixNano(), all)
 	c.ask()
-}
-
-// Nameless is how many containers run here of which nobody has told more than their id.
-func (c *Census) Nameless() int { return int(c.nameless.Load()) }
-
-func (c *Census) countNameless(t *Topology) {
-	n := int64(0)
-	for _, s := range t.Spaces {
-		for _, ct := range s.Containers {
-			if c.named(ct.ID) == nil && len(c.attached[ct.ID]) == 0 {
-				n++
-			}
-		}
-	}
-	c.nameless.Store(n)
 }
 
 func ownerOfSpace(cookie uint64) owner {

@@ -150,12 +150,7 @@ func TestOwnerOfASocketIsTold(t *testing.T) {
 	}
 }
 
-func TestWhoHasNoNameAndWhyIsTold(t *testing.T) {
-	c := &Census{disk: newOnDisk(t.TempDir(), t.TempDir()), attached: map[string][]*attachment{"c2": {{ContainerID: "c2", Pod: "web-1"}}}}
-	c.countNameless(&Topology{Spaces: []*Space{{Containers: []Container{{ID: "c1"}, {ID: "c2"}}}, {Containers: []Container{{ID: "c3"}}}, {}}})
-	if got := c.Nameless(); got != 2 {
-		t.Errorf("got %d containers without a name, want the 2 of which nobody tells", got)
-	}
+func TestASocketOfTheConfigurationIsMissed(t *testing.T) {
 	s := newRuntimeSource(filepath.Join(t.TempDir(), "nowhere.sock"), slog.New(slog.DiscardHandler), func() {})
 	if err := s.list(t.Context(), nil); !errors.Is(err, errAbsent) {
 		t.Errorf("a socket that is looked for: got %v, want that it is not here", err)

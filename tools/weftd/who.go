@@ -54,12 +54,6 @@ func (a *agent) namesOff() (all []*api.Capability) {
 		}
 		all = append(all, &api.Capability{Name: "names by " + s.Name, Needs: "its answer", Err: s.Err + "; " + sinceWhen(s)})
 	}
-	if n := a.census.Nameless(); n > 0 && a.cfg.CNI.containers {
-		all = append(all, &api.Capability{
-			Name: "names of some containers", Needs: "a runtime that knows them; cni.runtimes says where its socket is",
-			Err: fmt.Sprintf("%d have an id only: nobody who is asked tells of them", n),
-		})
-	}
 	if n := a.census.Disputed(); n > 0 {
 		all = append(all, &api.Capability{
 			Name: "names of some ends", Needs: "one holder of the address, or a hop that leads to the holder",
