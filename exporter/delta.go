@@ -268,8 +268,12 @@ func attribute(attrs []*common.KeyValue, name string) string {
 	return ""
 }
 
-// sendRound sends one round of metrics.
+// sendRound sends one round of metrics, unless the receiver asked to be left alone: the next
+// one has what this one had.
 func (o *OTLP) sendRound(round []*colmetrics.ExportMetricsServiceRequest) {
+	if time.Now().Before(o.quiet) {
+		return
+	}
 	for _, r := range o.deltas.of(round) {
 		body, err := proto.Marshal(r.m)
 		if err != nil {
@@ -280,6 +284,10 @@ func (o *OTLP) sendRound(round []*colmetrics.ExportMetricsServiceRequest) {
 		// Of a part that was rejected nobody knows which it was: it is not sent again.
 		if a.state == stateOK || a.state == statePartial && a.rejected < int64(r.points) {
 			o.deltas.acknowledged(r)
+		}
+		if a.state == stateRetry && a.wait > 0 {
+			o.quiet = time.Now().Add(a.wait)
+			return
 		}
 	}
 }

@@ -127,8 +127,9 @@ func (c OTLPConfig) getenv() func(string) string {
 type OTLP struct {
 	*queue
 
-	encoder encoder // of metrics
-	deltas  *deltas // the metrics worker's
+	encoder encoder   // of metrics
+	deltas  *deltas   // the metrics worker's, as the next
+	quiet   time.Time // until when the receiver of metrics asked to be left alone
 
 	logEncoder *LogEncoder // the worker's
 	body       []byte      // the worker's, of the request at hand

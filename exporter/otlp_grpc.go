@@ -84,7 +84,7 @@ func (t *grpcTransport) send(ctx context.Context, body []byte) answer {
 
 // grpcFailure is OTLP's rule: these codes may pass, and an exhausted resource only
 // when the receiver says when. That a request was too large has no code of its
-// own; these are the words of gRPC's Go, C++ and Java servers.
+// own; these are the words of gRPC's Go, C++ and Java servers, and of tonic.
 func grpcFailure(err error) answer {
 	s := status.Convert(err)
 	a := answer{state: stateRefused, message: err.Error()}
@@ -95,7 +95,12 @@ func grpcFailure(err error) answer {
 		}
 	}
 	switch s.Code() {
-	case codes.Canceled, codes.DeadlineExceeded, codes.Aborted, codes.OutOfRange, codes.Unavailable, codes.DataLoss:
+	case codes.OutOfRange: // tonic's word for a message that is too large
+		a.state = stateRetry
+		if strings.Contains(strings.ToLower(s.Message()), "message length too large") {
+			a.state = stateTooLarge
+		}
+	case codes.Canceled, codes.DeadlineExceeded, codes.Aborted, codes.Unavailable, codes.DataLoss:
 		a.state = stateRetry
 	case codes.ResourceExhausted:
 		text := strings.ToLower(s.Message())

@@ -67,6 +67,11 @@ func TestExactlyTheRetryableAnswersAreRetried(t *testing.T) {
 		codes.Unavailable: true, codes.DataLoss: true,
 	}
 	answers := map[string]error{"resource exhausted, with a time": exhausted(t, 7*time.Second)}
+	for _, words := range []string{"Error, decoded message length too large: found 2 bytes", "Error, message length too large: found 2 bytes"} {
+		if a := grpcFailure(status.Error(codes.OutOfRange, words)); a.state != stateTooLarge {
+			t.Errorf("%s: got %v, want too large", words, a)
+		}
+	}
 	for code := codes.Canceled; code <= codes.Unauthenticated; code++ {
 		answers[code.String()] = status.Error(code, "no")
 	}
@@ -445,6 +450,40 @@ func TestStateTellsOfMetricsWhenRecordsAreWell(t *testing.T) {
 		synctest.Wait()
 		if got := o.Status().State; !strings.HasPrefix(got, "metrics retrying since ") || !strings.HasSuffix(got, "no room") {
 			t.Errorf("got state %q, want that metrics are not delivered", got)
+		}
+	})
+}
+
+// Metrics wait as long as the receiver asks; the next round has them.
+func TestMetricsLeaveAReceiverAloneForAsLongAsItAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{}
+		busy, err := status.New(codes.Unavailable, "busy").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(35 * time.Second)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.metrics.err = busy.Err()
+		o := r.start(t, OTLPConfig{Metrics: 10 * time.Second})
+		if err := o.Export(t.Context(), flows.Window{Ledger: flows.Ledger{At: time.Now()}}); err != nil {
+			t.Fatal(err)
+		}
+		asked := func() int {
+			r.metrics.mu.Lock()
+			defer r.metrics.mu.Unlock()
+			return len(r.metrics.requests)
+		}
+		time.Sleep(44 * time.Second)
+		synctest.Wait()
+		if n := asked(); n != 1 {
+			t.Errorf("got %d requests before the time asked for, want 1", n)
+		}
+		r.metrics.mu.Lock()
+		r.metrics.err = nil
+		r.metrics.mu.Unlock()
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if n := asked(); n != 2 {
+			t.Errorf("got %d requests 10 s later, want 2", n)
 		}
 	})
 }
