@@ -16,8 +16,8 @@ type pluginNames struct {
 	kinds  []string // none: any
 }
 
-// pluginNamings are in the order of asking. A name alone proves little, so each goes with its kind; those
-// that several plugins use are left out.
+// pluginNamings are in the order of asking. A name alone proves little, so it goes with its kinds, unless nobody else
+// would choose it; those that several plugins use are left out.
 var pluginNamings = []pluginNames{
 	{"calico", regexp.MustCompile(`^cali[0-9a-f]{11}$`), []string{"veth"}},
 	{"calico", regexp.MustCompile(`^vxlan(-v6)?\.calico$`), []string{"vxlan"}},

@@ -79,6 +79,9 @@ func (m *jsonMessage) append(dst, body []byte) (_ []byte, err error) {
 			return dst, fmt.Errorf("%w: field %d of %s", errNoOTLP, number, m.name)
 		}
 		f := &m.fields[number]
+		if number == last && !f.list {
+			return dst, fmt.Errorf("%w: %s of %s twice", errNoOTLP, f.name, m.name)
+		}
 		if number != last {
 			dst = append(m.shut(dst, last), f.name...)
 			if f.list {

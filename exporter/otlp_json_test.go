@@ -161,6 +161,7 @@ func TestWhatIsNoOTLPIsNoJSON(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"cut":                    record[:len(record)-1],
 		"a field that is not":    protowire.AppendVarint(protowire.AppendTag(nil, 9, protowire.VarintType), 1),
+		"one value twice":        protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), []byte{3<<3 | 2, 1, 'x', 3<<3 | 2, 1, 'y'}),
 		"a group":                protowire.AppendTag(nil, 1, protowire.StartGroupType),
 		"a number for a message": protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 1),
 		"a list in two parts": func() []byte {
