@@ -172,15 +172,19 @@ func (f *Formatter) appendLine(dst []byte, cols []column) []byte {
 	return append(dst, '\n')
 }
 
-// end is one end of a record: who it is and its port where that is known and short is wanted, else its
-// address; and behind it what the other end knows it by.
+// end is one end of a record and what the other end knows it by. Short, a name that is one entity's stands for
+// the address, and one that many may have (a process, a runtime) behind it.
 func (f *Formatter) end(r *flows.Record, source bool) string {
 	e, a, word := r.Destination, r.Key.Dst, " via "
 	if source {
 		e, a, word = r.Source, r.Key.Src, " as "
 	}
 	text := endpoint(r, a)
-	if name := who(e, false); name != "" && f.Format != Wide {
+	switch name := who(e, false); {
+	case name == "" || f.Format == Wide:
+	case cmp.Or(e.Pod, e.Service, e.VM, e.Container, e.ContainerID) == "":
+		text += " (" + name + ")"
+	default:
 		text = name
 		if hasPorts(r) {
 			text += ":" + strconv.Itoa(int(a.Port()))
@@ -189,7 +193,7 @@ func (f *Formatter) end(r *flows.Record, source bool) string {
 	return text + known(r, word, source)
 }
 
-// who is what an end is called, by the first of: the pod, the Service, the machine or sandbox, the container, the
+// who is what an end is called, by the first of: the pod, the Service, the machine, the container, the sandbox's runtime, the
 // unit or process. All is its layer, pod, Service, container and process together.
 func who(e *flows.Entity, all bool) string {
 	if e == nil {
@@ -217,8 +221,8 @@ func who(e *flows.Entity, all bool) string {
 	add("pod", inside(e.Pod))
 	add("service", inside(e.Service))
 	add("vm", e.VM)
-	add("sandbox", cmp.Or(e.SandboxRuntime, e.Sandbox))
 	add("container", cmp.Or(e.Container, e.ContainerID[:min(len(e.ContainerID), 12)]))
+	add("sandbox", cmp.Or(e.SandboxRuntime, e.Sandbox))
 	add("unit", e.Unit)
 	add("process", e.Process)
 	if all { // one of many on a node is not told by its name

@@ -93,7 +93,8 @@ func TestEndsAreCalledByTheirNames(t *testing.T) {
 		{flows.Entity{Namespace: "shop", Service: "front"}, "shop/front:8080", "service=shop/front", false},
 		{flows.Entity{Layer: flows.LayerVM, VM: "db", Node: "n1"}, "db:8080", "layer=vm vm=db node=n1", false},
 		{flows.Entity{ContainerID: strings.Repeat("ab", 32)}, "abababababab:8080", "container=abababababab", false},
-		{flows.Entity{Layer: flows.LayerHost, Unit: "ssh.service", Process: "sshd", Node: "n1"}, "ssh.service:8080", "layer=host unit=ssh.service process=sshd node=n1", false},
+		{flows.Entity{Layer: flows.LayerHost, Unit: "ssh.service", Process: "sshd", Node: "n1"}, "10.96.0.9:8080 (ssh.service)", "layer=host unit=ssh.service process=sshd node=n1", true},
+		{flows.Entity{Layer: flows.LayerSandbox, Sandbox: "s1", SandboxRuntime: "runsc"}, "10.96.0.9:8080 (runsc)", "layer=sandbox sandbox=runsc", true},
 		{flows.Entity{Layer: flows.LayerHost, Node: "n1"}, "10.96.0.9:8080", "layer=host node=n1", true},
 		{flows.Entity{}, "10.96.0.9:8080", "", true},
 	} {
