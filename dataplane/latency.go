@@ -69,7 +69,7 @@ func (l *latencies) read(now instant) ([]flows.Latency, error) {
 			return nil, err
 		}
 	}
-	l.last.wall, l.last.mono = now.wall.UnixNano(), now.mono
+	l.mindClock(now)
 	all := make([]flows.Latency, 0, len(l.known))
 	for k, h := range l.known {
 		if h.removed != 0 && now.mono-h.removed > int64(latencyLinger) {
@@ -81,6 +81,18 @@ func (l *latencies) read(now instant) ([]flows.Latency, error) {
 		}
 	}
 	return all, nil
+}
+
+// mindClock notes the time. When the clock was set back to before a histogram's start, that goes with it.
+func (l *latencies) mindClock(now instant) {
+	wall := now.wall.UnixNano()
+	step := wall - (l.last.wall + now.mono - l.last.mono)
+	for _, h := range l.known {
+		if h.start >= wall && l.last.mono != 0 {
+			h.start += step
+		}
+	}
+	l.last.wall, l.last.mono = wall, now.mono
 }
 
 // update reads the map into what is known, and returns the number of entries.

@@ -140,6 +140,22 @@ func TestHistogramsOfTheKernelAreRead(t *testing.T) {
 	}
 }
 
+func TestStartsGoBackWithTheClock(t *testing.T) {
+	h := newHistograms(t, 64)
+	h.read(0)
+	since := h.now.wall.UnixNano()
+	h.add(serverKey("192.0.2.1:443", flows.RTTServer, flows.ClassVeth), -80, 3)
+	h.read(5 * time.Second)
+	for _, c := range []struct{ back, want time.Duration }{{6 * time.Second, 0}, {time.Hour, -time.Hour}, {0, -time.Hour}} {
+		h.now.wall = h.now.wall.Add(-c.back)
+		for key, l := range h.read(5 * time.Second) {
+			if got := time.Duration(l.Start - since); got != c.want || l.Start >= h.now.wall.UnixNano() || l.Count != 3 {
+				t.Errorf("%v, clock set back by %s: got %d times and a start moved by %s, want 3 and %s", key, c.back, l.Count, got, c.want)
+			}
+		}
+	}
+}
+
 func TestReadsAreDueEveryFiveSeconds(t *testing.T) {
 	h := newHistograms(t, 64)
 	h.read(0)

@@ -13,7 +13,6 @@ import (
 	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	common "go.opentelemetry.io/proto/otlp/common/v1"
 	metrics "go.opentelemetry.io/proto/otlp/metrics/v1"
-	"google.golang.org/protobuf/proto"
 
 	"weft/flows"
 )
@@ -69,7 +68,13 @@ type toldSeries struct {
 type deltaRequest struct {
 	m      *colmetrics.ExportMetricsServiceRequest
 	points int
-	commit map[string]toldSeries
+	commit map[string]commitment
+}
+
+// commitment is a series as the receiver will have it, and those that this one inherits from.
+type commitment struct {
+	series toldSeries
+	from   map[string]toldSeries
 }
 
 // of turns one round of cumulative requests, which it changes, into those that are to be
@@ -79,7 +84,7 @@ func (d *deltas) of(round []*colmetrics.ExportMetricsServiceRequest) []deltaRequ
 	inherited := d.inherit(round)
 	var all []deltaRequest
 	for _, m := range round {
-		r := deltaRequest{m: m, commit: map[string]toldSeries{}}
+		r := deltaRequest{m: m, commit: map[string]commitment{}}
 		scope := m.ResourceMetrics[0].ScopeMetrics[0]
 		scope.Metrics = slices.DeleteFunc(scope.Metrics, func(m *metrics.Metric) bool {
 			n := d.metric(m, inherited, r.commit)
@@ -95,15 +100,30 @@ func (d *deltas) of(round []*colmetrics.ExportMetricsServiceRequest) []deltaRequ
 
 // acknowledged remembers that a receiver has r.
 func (d *deltas) acknowledged(r deltaRequest) {
-	for key, t := range r.commit {
-		t.round = d.round
-		d.told[key] = t
+	for key, c := range r.commit {
+		c.series.round = d.round
+		d.told[key] = c.series
+		for key, t := range c.from {
+			t.round = d.round
+			d.told[key] = t
+		}
 	}
 	if len(d.told) > maxToldSeries {
 		for key, t := range d.told {
 			if t.round+1 < d.round {
 				delete(d.told, key)
 			}
+		}
+	}
+}
+
+// setBack notes that the clock is at a time that the receiver was told of already: what is
+// told next begins there, instead of waiting for the clock to come to where it was.
+func (d *deltas) setBack(at uint64) {
+	for key, t := range d.told {
+		if t.end >= at {
+			t.end = at - 1
+			d.told[key] = t
 		}
 	}
 }
@@ -149,7 +169,7 @@ func (d *deltas) inherit(round []*colmetrics.ExportMetricsServiceRequest) map[st
 }
 
 // metric makes deltas of m's points and returns how many there are.
-func (d *deltas) metric(m *metrics.Metric, inherited map[string]inheritance, commit map[string]toldSeries) int {
+func (d *deltas) metric(m *metrics.Metric, inherited map[string]inheritance, commit map[string]commitment) int {
 	const temporality = metrics.AggregationTemporality_AGGREGATION_TEMPORALITY_DELTA
 	if s := m.GetSum(); s != nil {
 		if !d.sums || !s.IsMonotonic {
@@ -172,7 +192,7 @@ func (d *deltas) metric(m *metrics.Metric, inherited map[string]inheritance, com
 }
 
 // sum makes p a delta; false: there is nothing to tell.
-func (d *deltas) sum(name string, p *metrics.NumberDataPoint, inherited map[string]inheritance, commit map[string]toldSeries) bool {
+func (d *deltas) sum(name string, p *metrics.NumberDataPoint, inherited map[string]inheritance, commit map[string]commitment) bool {
 	key, was := seriesKey(name, p.Attributes, false), toldSeries{}
 	if t, ok := d.told[key]; ok {
 		was = t
@@ -191,16 +211,13 @@ func (d *deltas) sum(name string, p *metrics.NumberDataPoint, inherited map[stri
 		p.StartTimeUnixNano = was.end
 	}
 	p.Value = &metrics.NumberDataPoint_AsInt{AsInt: more}
-	commit[key] = next
-	for key, t := range inherited[key].from {
-		commit[key] = t
-	}
+	commit[key] = commitment{next, inherited[key].from}
 	return true
 }
 
 // histogram is what p counted since it was told; nil: nothing. One that began anew is
 // told from its beginning.
-func (d *deltas) histogram(name string, p *metrics.ExponentialHistogramDataPoint, commit map[string]toldSeries) *metrics.ExponentialHistogramDataPoint {
+func (d *deltas) histogram(name string, p *metrics.ExponentialHistogramDataPoint, commit map[string]commitment) *metrics.ExponentialHistogramDataPoint {
 	key := seriesKey(name, p.Attributes, false)
 	kept := &metrics.ExponentialHistogramDataPoint{Count: p.Count, Sum: p.Sum, Positive: p.Positive} // all that the next one needs
 	next := toldSeries{start: p.StartTimeUnixNano, end: p.TimeUnixNano, histogram: kept}
@@ -209,8 +226,8 @@ func (d *deltas) histogram(name string, p *metrics.ExponentialHistogramDataPoint
 		t.round = d.round
 		d.told[key] = t
 	}
-	if !ok || t.start != next.start {
-		commit[key] = next
+	if !ok || next.start > t.start { // a start moves back only with the clock
+		commit[key] = commitment{series: next}
 		return p
 	}
 	was := t.histogram
@@ -227,7 +244,7 @@ func (d *deltas) histogram(name string, p *metrics.ExponentialHistogramDataPoint
 	for counts[last-1] == 0 {
 		last--
 	}
-	commit[key] = next
+	commit[key] = commitment{series: next}
 	examples := slices.DeleteFunc(p.Exemplars, func(e *metrics.Exemplar) bool {
 		v := flows.Exemplar{Value: time.Duration(math.Round(e.GetAsDouble() * 1e9))}
 		k := v.Bucket() - int(p.Positive.Offset)
@@ -266,28 +283,4 @@ func attribute(attrs []*common.KeyValue, name string) string {
 		}
 	}
 	return ""
-}
-
-// sendRound sends one round of metrics, unless the receiver asked to be left alone: the next
-// one has what this one had.
-func (o *OTLP) sendRound(round []*colmetrics.ExportMetricsServiceRequest) {
-	if time.Now().Before(o.quiet) {
-		return
-	}
-	for _, r := range o.deltas.of(round) {
-		body, err := proto.Marshal(r.m)
-		if err != nil {
-			o.metrics.note(stateRefused, err.Error())
-			continue
-		}
-		a := o.metrics.once(o.ctx, body)
-		// Of a part that was rejected nobody knows which it was: it is not sent again.
-		if a.state == stateOK || a.state == statePartial && a.rejected < int64(r.points) {
-			o.deltas.acknowledged(r)
-		}
-		if a.state == stateRetry && a.wait > 0 {
-			o.quiet = time.Now().Add(a.wait)
-			return
-		}
-	}
 }

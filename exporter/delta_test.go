@@ -72,6 +72,16 @@ func (w *world) step() (ended []flows.Latency) {
 	return ended
 }
 
+// setBack sets the clock back, and as the data plane does the starts that would be ahead of it.
+func (w *world) setBack(by time.Duration) {
+	w.at = w.at.Add(-by)
+	for i := range w.lat {
+		if l := &w.lat[i]; l.Start >= w.at.UnixNano() {
+			l.Start -= int64(by)
+		}
+	}
+}
+
 func (w *world) round(e encoder) []*colmetrics.ExportMetricsServiceRequest {
 	return append(e.metricBatches(&w.ledger), e.latencyBatches(Latencies{At: w.at, All: w.lat})...)
 }
@@ -159,17 +169,37 @@ func (y *tally) check(t *testing.T, key string, start, end uint64, delta bool) {
 }
 
 func TestDeltasAddUpToWhatIsCumulative(t *testing.T) {
-	for name, failing := range map[string]bool{"every third request fails": true, "histograms begin anew": false} {
+	for name, c := range map[string]struct{ failing, cut, back bool }{
+		"every third request fails": {failing: true}, "histograms begin anew": {},
+		"requests are cut, and a third of the parts fails": {failing: true, cut: true}, "the clock is set back": {failing: true, back: true},
+	} {
 		t.Run(name, func(t *testing.T) {
+			failing := c.failing
 			for seed := range uint64(200) {
 				w, got, want := newWorld(seed), newTally(), newTally()
 				w.anew = !failing // what is not told when a histogram ends, nobody can tell
 				e, d := newEncoder(nil, "1", w.at), newDeltas(Delta)
 				for i := range 40 {
+					if c.back && w.r.IntN(8) == 0 {
+						w.setBack(time.Duration(w.r.IntN(600)) * time.Second)
+						d.setBack(uint64(w.at.UnixNano()) + 1)
+						e.start = min(e.start, uint64(w.at.UnixNano()))
+						got.ends = map[string]uint64{}
+					}
 					for _, l := range w.step() {
 						want.histogram(&l)
 					}
-					for _, r := range d.of(w.round(e)) {
+					parts := d.of(w.round(e))
+					for c.cut && len(parts) < 20 {
+						k := w.r.IntN(len(parts))
+						if r := parts[k]; r.points > 1 {
+							parts = append(parts[:k:k], append(r.halves(), parts[k+1:]...)...)
+						}
+					}
+					for _, r := range parts {
+						if n := pointCount(r.m); n != r.points || n == 0 {
+							t.Fatalf("seed %d: got a request of %d points that says %d", seed, n, r.points)
+						}
 						if !failing || i == 39 || w.r.IntN(3) > 0 {
 							got.add(t, r.m, true)
 							d.acknowledged(r)
@@ -191,6 +221,13 @@ func TestDeltasAddUpToWhatIsCumulative(t *testing.T) {
 			}
 		})
 	}
+}
+
+func pointCount(r *colmetrics.ExportMetricsServiceRequest) (n int) {
+	for _, m := range r.ResourceMetrics[0].ScopeMetrics[0].Metrics {
+		n += len(m.GetSum().GetDataPoints()) + len(m.GetExponentialHistogram().GetDataPoints())
+	}
+	return n
 }
 
 func nonzero[N int64 | uint64](m map[string]N) map[string]N {

@@ -127,9 +127,7 @@ func (c OTLPConfig) getenv() func(string) string {
 type OTLP struct {
 	*queue
 
-	encoder encoder   // of metrics
-	deltas  *deltas   // the metrics worker's, as the next
-	quiet   time.Time // until when the receiver of metrics asked to be left alone
+	rounds // of metrics
 
 	logEncoder *LogEncoder // the worker's
 	body       []byte      // the worker's, of the request at hand
@@ -176,12 +174,10 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 	}
 	c.Redact.resource(resource)
 	o := &OTLP{
-		queue: newQueue(cmp.Or(c.Name, "otlp"), c.Queue), encoder: newEncoder(resource, c.Version, time.Now()),
+		queue: newQueue(cmp.Or(c.Name, "otlp"), c.Queue), rounds: newRounds(resource, c),
 		flush: cmp.Or(c.Flush, time.Second), finish: cmp.Or(c.Finish, DefaultFinish), stop: make(chan struct{}),
 	}
 	o.queue.intake = c.Intake
-	o.encoder.partial = c.Filter != nil || c.Sample.on()
-	o.deltas = newDeltas(c.InForce().Temporality)
 	o.descs = newOTLPDescs(o.Name())
 	if o.logEncoder, err = NewLogEncoder(resource, c.Version); err != nil {
 		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
@@ -316,28 +312,5 @@ func (o *OTLP) ended(ctx context.Context) bool {
 		return true
 	case <-time.After(hangs):
 		return false
-	}
-}
-
-// sendMetrics is the worker for the ledger and the histograms: every so often, and once at the end.
-func (o *OTLP) sendMetrics(every time.Duration) {
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	for last := false; !last; {
-		select {
-		case <-tick.C:
-		case <-o.stop:
-			last = true
-		}
-		o.mu.Lock()
-		ledger, latencies := o.ledger, o.latencies
-		o.mu.Unlock()
-		if ledger.At.IsZero() {
-			continue
-		}
-		// One time for all requests: Prometheus makes a target_info of each one's resource, and
-		// refuses a request whose is older than the last.
-		latencies.At = ledger.At
-		o.sendRound(append(o.encoder.metricBatches(&ledger), o.encoder.latencyBatches(latencies)...))
 	}
 }

@@ -3,11 +3,14 @@
 package exporter
 
 import (
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	metricspb "go.opentelemetry.io/proto/otlp/metrics/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -107,13 +110,151 @@ func TestFailingMetricsTouchNoRecord(t *testing.T) {
 	})
 }
 
-func TestManyPointsAreSplitOverRequests(t *testing.T) {
+// manyPoints is fullLedger with that many points more.
+func manyPoints(n int) flows.Ledger {
 	l := fullLedger()
 	p := l.Points[0]
-	for i := range 4096 {
+	for i := range n {
 		p.At.Ifindex, p.Hop.Interface = uint32(i), "veth"+strings.Repeat("x", 8)+string(rune('a'+i%26))+string(rune('a'+i/26%26))+string(rune('a'+i/676))
 		l.Points = append(l.Points, p)
 	}
+	return l
+}
+
+// The receiver is a gRPC server that takes 100 kB at most, and says so in gRPC's words.
+func TestMetricsThatAreTooLargeAreSentInParts(t *testing.T) {
+	for _, temporality := range []Temporality{Cumulative, Delta} {
+		synctest.Test(t, func(t *testing.T) {
+			r := &receiver{most: 100_000}
+			var log syncBuffer
+			o := r.start(t, OTLPConfig{Metrics: 10 * time.Second, Temporality: temporality, Log: slog.New(slog.NewTextHandler(&log, nil))})
+			l := manyPoints(1500)
+			for range 2 {
+				if err := o.Export(t.Context(), flows.Window{Ledger: l}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				l.At = l.At.Add(time.Second)
+				for i := range l.Points {
+					l.Points[i].Seen.Packets++
+				}
+			}
+			series := map[string]int{}
+			for _, req := range r.metrics.requests {
+				for _, m := range req.ResourceMetrics[0].ScopeMetrics[0].Metrics {
+					for _, p := range m.GetSum().GetDataPoints() {
+						series[seriesKey(m.Name, p.Attributes, false)]++
+					}
+				}
+			}
+			want, seen := 2, 0 // how often each is told
+			for key, n := range series {
+				isSeen := strings.HasPrefix(key, "weft.ledger.seen.packets\x00")
+				if isSeen {
+					seen++
+				}
+				if n != want && (temporality == Cumulative || isSeen && !strings.Contains(key, goneInterface)) {
+					t.Fatalf("%s: got %q %d times, want %d", temporality, key, n, want)
+				}
+			}
+			s := o.Status()
+			if seen < 1500 || s.PointsLost != 0 || s.State != stateOK && !strings.HasPrefix(s.State, stateIdle) || strings.Count(log.String(), "receiver takes smaller requests only") > 6 {
+				t.Errorf("%s: got %d points and %v and the log\n%s\nwant all points and nothing lost", temporality, seen, s, log.String())
+			}
+		})
+	}
+}
+
+func TestRejectedPointsAreCountedAndWarningsSaidOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{}
+		var log syncBuffer
+		o := r.start(t, OTLPConfig{Metrics: 10 * time.Second, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		export := func(partial *colmetrics.ExportMetricsPartialSuccess, err error) {
+			r.metrics.mu.Lock()
+			r.metrics.partial, r.metrics.err = partial, err
+			r.metrics.mu.Unlock()
+			if err := o.Export(t.Context(), flows.Window{Ledger: fullLedger()}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+		}
+		warning := &colmetrics.ExportMetricsPartialSuccess{ErrorMessage: "unit of weft.x is odd"}
+		export(warning, nil)
+		export(warning, nil)
+		export(&colmetrics.ExportMetricsPartialSuccess{RejectedDataPoints: 3, ErrorMessage: "too old"}, nil)
+		if n := o.Status().PointsLost; n != 3 {
+			t.Errorf("got %d points lost, want the 3 that were rejected", n)
+		}
+		export(nil, status.Error(codes.InvalidArgument, "no"))
+		all := uint64(pointCount(r.metrics.requests[3]))
+		if n := o.Status().PointsLost; n != 3+all || all == 0 {
+			t.Errorf("got %d points lost, want 3 and the %d of the request that was refused", n, all)
+		}
+		if n := strings.Count(log.String(), "receiver took all and warns"); n != 1 || !strings.Contains(log.String(), "unit of weft.x is odd") {
+			t.Errorf("got the warning %d times in\n%s\nwant it once", n, log.String())
+		}
+		outcomes := map[string]float64{}
+		reg := prometheus.NewRegistry()
+		reg.MustRegister(o)
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "weft_otlp_points_total" {
+				for _, m := range f.GetMetric() {
+					outcomes[m.GetLabel()[0].GetValue()] = m.GetCounter().GetValue()
+				}
+			}
+		}
+		if outcomes[stateOK] != float64(3*all-3) || outcomes[statePartial] != 3 || outcomes[stateRefused] != float64(all) {
+			t.Errorf("got points %v, want %d taken, 3 rejected, %d refused", outcomes, 3*all-3, all)
+		}
+	})
+}
+
+func TestNoPointStartsAfterItsTimeWhenTheClockIsSetBack(t *testing.T) {
+	for _, temporality := range []Temporality{Cumulative, Delta} {
+		synctest.Test(t, func(t *testing.T) {
+			r := &receiver{}
+			var log syncBuffer
+			o := r.start(t, OTLPConfig{Metrics: 10 * time.Second, Temporality: temporality, Log: slog.New(slog.NewTextHandler(&log, nil))})
+			at := time.Now()
+			for i := range 4 {
+				l := fullLedger()
+				if l.At = at.Add(time.Duration(i+1) * 10 * time.Second); i >= 2 {
+					l.At = l.At.Add(-time.Hour)
+				}
+				l.Points[0].Seen.Packets += uint64(i)
+				if err := o.Export(t.Context(), flows.Window{Ledger: l}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+			}
+			told := 0
+			for i, req := range r.metrics.requests {
+				for _, m := range req.ResourceMetrics[0].ScopeMetrics[0].Metrics {
+					for _, p := range m.GetSum().GetDataPoints() {
+						told++
+						if p.StartTimeUnixNano > p.TimeUnixNano {
+							t.Fatalf("%s, request %d: got %s from %d to %d", temporality, i, m.Name, p.StartTimeUnixNano, p.TimeUnixNano)
+						}
+					}
+				}
+			}
+			if n := strings.Count(log.String(), "clock was set back: metrics go on from the new time, receivers may refuse them until it has passed the old one"); n != 1 || len(r.metrics.requests) != 4 || told == 0 {
+				t.Errorf("%s: got %d requests, the setting of the clock was told %d times: want 4 and 1", temporality, len(r.metrics.requests), n)
+			}
+		})
+	}
+}
+
+func TestManyPointsAreSplitOverRequests(t *testing.T) {
+	l := manyPoints(4096)
 	e := newEncoder(map[string]string{"service.name": "weft"}, "1", t0)
 	made, points := 0, 0
 	for _, b := range e.metricBatches(&l) {

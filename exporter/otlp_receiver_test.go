@@ -30,6 +30,7 @@ type receiver struct {
 	answer func(ctx context.Context, n int) (*collogs.ExportLogsServiceResponse, error)
 	// unreachable: until then nobody can connect.
 	unreachable time.Time
+	most        int // bytes of a request; 0: gRPC's own bound
 
 	mu      sync.Mutex
 	times   []time.Time // of every request
@@ -67,6 +68,7 @@ type metricsReceiver struct {
 
 	mu       sync.Mutex
 	err      error
+	partial  *colmetrics.ExportMetricsPartialSuccess
 	requests []*colmetrics.ExportMetricsServiceRequest
 }
 
@@ -100,7 +102,7 @@ func (r *metricsReceiver) Export(_ context.Context, req *colmetrics.ExportMetric
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.requests = append(r.requests, req)
-	return &colmetrics.ExportMetricsServiceResponse{}, r.err
+	return &colmetrics.ExportMetricsServiceResponse{PartialSuccess: r.partial}, r.err
 }
 
 // when is the times of all requests so far.
@@ -116,7 +118,7 @@ func (r *receiver) requests() int { return len(r.when()) }
 func (r *receiver) start(t *testing.T, c OTLPConfig) *OTLP {
 	t.Helper()
 	lis := bufconn.Listen(1 << 20)
-	server := grpc.NewServer(grpc.StatsHandler(r), grpc.WaitForHandlers(true))
+	server := grpc.NewServer(grpc.StatsHandler(r), grpc.WaitForHandlers(true), grpc.MaxRecvMsgSize(cmp.Or(r.most, 4<<20)))
 	collogs.RegisterLogsServiceServer(server, r)
 	colmetrics.RegisterMetricsServiceServer(server, &r.metrics)
 	served := make(chan error, 1)

@@ -53,6 +53,7 @@ type link struct {
 
 	mu       sync.Mutex
 	state    string    // what the last answer meant: see the constants
+	warning  string    // the last that came with an acknowledgement
 	detail   string    // the answer
 	undone   time.Time // when the first request was made since when none was answered for good; zero: none is due
 	requests map[string]uint64
@@ -134,19 +135,13 @@ func (l *link) deliver(ctx context.Context, body []byte) answer {
 	}
 }
 
-// tooLarge reports whether b is known to be more than the receiver takes.
-func (l *link) tooLarge(b batch) bool {
-	return l.limit > 0 && len(b.body) > l.limit && b.splits()
-}
+// tooLarge reports whether a body of that many bytes is known to be more than the receiver takes.
+func (l *link) tooLarge(size int) bool { return l.limit > 0 && size > l.limit }
 
-// shrink notes that the receiver did not take b; false: there is no smaller one.
-func (l *link) shrink(b batch) bool {
-	if b.splits() {
-		l.limit = max(len(b.body)/2, minSplit)
-		l.log.Warn("receiver takes smaller requests only, splitting", "bytes", len(b.body), "limit", l.limit)
-		return true
-	}
-	return false
+// shrink notes that the receiver did not take a body of that many bytes.
+func (l *link) shrink(size int) {
+	l.limit = max(size/2, minSplit)
+	l.log.Warn("receiver takes smaller requests only, splitting", "bytes", size, "limit", l.limit)
 }
 
 // begin notes that an answer is due.
@@ -167,7 +162,14 @@ func (l *link) note(state, detail string) {
 		l.undone = time.Time{}
 	}
 	l.requests[state]++
+	warns := state == stateOK && detail != "" && detail != l.warning
+	if warns {
+		l.warning = detail
+	}
 	l.mu.Unlock()
+	if warns {
+		l.log.Warn("receiver took all and warns", "warning", detail)
+	}
 	if state == before {
 		return
 	}

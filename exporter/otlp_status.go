@@ -30,6 +30,7 @@ func (o *OTLP) Status() *api.SinkStatus {
 				s.MetricsFailed += n
 			}
 		}
+		s.PointsLost = o.lostPoints()
 	}
 	return s
 }
@@ -43,7 +44,7 @@ func (o *OTLP) Spooled() uint64 {
 }
 
 // otlpDescs are the figures of one sink, whose name is a label of all.
-type otlpDescs struct{ spoolWaiting, spoolRecovered, spoolMissing, requests *prometheus.Desc }
+type otlpDescs struct{ spoolWaiting, spoolRecovered, spoolMissing, requests, points *prometheus.Desc }
 
 func newOTLPDescs(sink string) otlpDescs {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
@@ -57,12 +58,15 @@ func newOTLPDescs(sink string) otlpDescs {
 			"Packets at points that runs which were killed had in flows and in no spooled request, since the spool was made; of a sink that gets a part of the records, in those that it took."),
 		desc("weft_otlp_requests_total",
 			"OTLP requests by signal and by what the answer meant: ok, retrying, refused, rejected (in part), too_large.", "signal", "outcome"),
+		desc("weft_otlp_points_total",
+			"Data points of OTLP metrics by what became of them: ok, rejected, refused and too_large (the receiver will not have those), retrying (the next round tells what they did).", "outcome"),
 	}
 }
 
 // Describe sends the descriptions of what Collect sends.
 func (o *OTLP) Describe(ch chan<- *prometheus.Desc) {
 	ch <- o.descs.requests
+	ch <- o.descs.points
 	ch <- o.descs.spoolRecovered
 	ch <- o.descs.spoolMissing
 	ch <- o.descs.spoolWaiting
@@ -75,6 +79,11 @@ func (o *OTLP) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(o.descs.spoolMissing, prometheus.CounterValue, float64(o.spool.missing()))
 		for i, outcome := range []string{"acknowledged", "lost"} {
 			ch <- prometheus.MustNewConstMetric(o.descs.spoolRecovered, prometheus.CounterValue, float64(o.recovered[i].Load()), outcome)
+		}
+	}
+	if o.metrics != nil {
+		for state, n := range o.points {
+			ch <- prometheus.MustNewConstMetric(o.descs.points, prometheus.CounterValue, float64(n.Load()), state)
 		}
 	}
 	for _, l := range []*link{o.logs, o.metrics} {

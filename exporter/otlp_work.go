@@ -135,7 +135,7 @@ func (o *OTLP) sendBatch(b batch) bool {
 		b, parts = parts[0], parts[1:]
 		a := answer{state: stateRetry} // so that a sink that is closed sends nothing
 		if o.ctx.Err() == nil {
-			if o.logs.tooLarge(b) {
+			if b.splits() && o.logs.tooLarge(len(b.body)) {
 				if halves, err := b.halves(); err == nil {
 					parts = append(halves, parts...)
 					continue
@@ -150,7 +150,8 @@ func (o *OTLP) sendBatch(b batch) bool {
 			lost := int(min(a.rejected, int64(b.records)))
 			o.settle(b, b.records-lost, lost, "rejected")
 		case stateTooLarge:
-			if o.logs.shrink(b) {
+			if b.splits() {
+				o.logs.shrink(len(b.body))
 				parts = append([]batch{b}, parts...)
 				continue
 			}

@@ -3211,6 +3211,7 @@ type SinkStatus struct {
 	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`   // "ok", or what is wrong now
 	MetricsSent   uint64                 `protobuf:"varint,4,opt,name=metrics_sent,json=metricsSent,proto3" json:"metrics_sent,omitempty"`
 	MetricsFailed uint64                 `protobuf:"varint,5,opt,name=metrics_failed,json=metricsFailed,proto3" json:"metrics_failed,omitempty"`
+	PointsLost    uint64                 `protobuf:"varint,6,opt,name=points_lost,json=pointsLost,proto3" json:"points_lost,omitempty"` // data points that the receiver refused or rejected
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3276,6 +3277,13 @@ func (x *SinkStatus) GetMetricsSent() uint64 {
 func (x *SinkStatus) GetMetricsFailed() uint64 {
 	if x != nil {
 		return x.MetricsFailed
+	}
+	return 0
+}
+
+func (x *SinkStatus) GetPointsLost() uint64 {
+	if x != nil {
+		return x.PointsLost
 	}
 	return 0
 }
@@ -4686,14 +4694,16 @@ const file_weft_proto_rawDesc = "" +
 	"\rconversations\x18\x11 \x01(\x04R\rconversations\"1\n" +
 	"\aSetting\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xb8\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xd9\x01\n" +
 	"\n" +
 	"SinkStatus\x122\n" +
 	"\aaccount\x18\x01 \x01(\v2\x18.weft.api.v1.SinkAccountR\aaccount\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12!\n" +
 	"\fmetrics_sent\x18\x04 \x01(\x04R\vmetricsSent\x12%\n" +
-	"\x0emetrics_failed\x18\x05 \x01(\x04R\rmetricsFailed\"5\n" +
+	"\x0emetrics_failed\x18\x05 \x01(\x04R\rmetricsFailed\x12\x1f\n" +
+	"\vpoints_lost\x18\x06 \x01(\x04R\n" +
+	"pointsLost\"5\n" +
 	"\tMemoryUse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"_\n" +

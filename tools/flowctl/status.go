@@ -111,6 +111,7 @@ type sinkDocument struct {
 	LeftOut       map[string]uint64 `json:"left_out,omitempty"`
 	MetricsSent   uint64            `json:"metrics_sent"`
 	MetricsFailed uint64            `json:"metrics_failed"`
+	PointsLost    uint64            `json:"points_lost"`
 }
 
 func statusOf(m *api.StatusResponse) statusDocument {
@@ -148,7 +149,7 @@ func statusOf(m *api.StatusResponse) statusDocument {
 			a.Lost = map[string]uint64{}
 		}
 		d.Sinks = append(d.Sinks, sinkDocument{a.Name, s.GetTarget(), s.GetState(), a.Offered, a.Acknowledged, a.Waiting,
-			a.Lost, a.LeftOut, s.GetMetricsSent(), s.GetMetricsFailed()})
+			a.Lost, a.LeftOut, s.GetMetricsSent(), s.GetMetricsFailed(), s.GetPointsLost()})
 	}
 	for _, s := range m.GetSettings() {
 		d.Settings[s.GetKey()] = s.GetValue()
@@ -194,6 +195,9 @@ func (g *global) statusTables(d *statusDocument) error {
 	sinks := table{head: []string{"SINK", "TARGET", "STATE", "ACKNOWLEDGED", "WAITING", "LOST", ""}, text: []int{0, 1, 2, 6}}
 	for _, s := range d.Sinks {
 		lost, why := reasons(s.Lost)
+		if s.PointsLost > 0 {
+			why = strings.TrimSpace(fmt.Sprintf("%s (and %d data points of metrics)", why, s.PointsLost))
+		}
 		sinks.add(s.Name, orDash(s.Target), s.State, count(s.Acknowledged), count(s.Waiting), count(lost), why)
 	}
 	settings := table{head: []string{"SETTING", "VALUE"}, text: []int{0, 1}}
