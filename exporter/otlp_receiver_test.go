@@ -37,6 +37,7 @@ type receiver struct {
 	sizes   []int       // of every request: records
 	bytes   []int       // of every request: encoded
 	taken   int         // records in requests answered without an error
+	ids     []string    // of those requests
 	headers metadata.MD
 	coding  string // how the latest request was compressed
 	metrics metricsReceiver
@@ -93,6 +94,9 @@ func (r *receiver) Export(ctx context.Context, req *collogs.ExportLogsServiceReq
 	if err == nil {
 		r.mu.Lock()
 		r.taken += n
+		for _, a := range req.ResourceLogs[0].ScopeLogs[0].Scope.GetAttributes() {
+			r.ids = append(r.ids, a.GetValue().GetStringValue())
+		}
 		r.mu.Unlock()
 	}
 	return response, err

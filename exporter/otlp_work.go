@@ -131,13 +131,17 @@ func (o *OTLP) settle(b batch, acknowledged, lost int, reason string) {
 // of each part what became of it. False: the sink closed before all were answered,
 // and what waits on disk goes on waiting.
 func (o *OTLP) sendBatch(b batch) bool {
+	whole := b.from // on disk, of which no part was sent yet
 	for parts := []batch{b}; len(parts) > 0; {
 		b, parts = parts[0], parts[1:]
 		a := answer{state: stateRetry} // so that a sink that is closed sends nothing
 		if o.ctx.Err() == nil {
 			if b.splits() && o.logs.tooLarge(len(b.body)) {
 				if halves, err := b.halves(); err == nil {
-					parts = append(halves, parts...)
+					if whole != nil && o.spool.split(whole, halves) {
+						return true // they wait in its place
+					}
+					whole, parts = nil, append(halves, parts...)
 					continue
 				}
 			}

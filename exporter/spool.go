@@ -50,11 +50,12 @@ type spool struct {
 	lock    *os.File // nil: the folder is not open yet
 	carried bool     // the tally of the run before was read
 	entries []*spooled
-	bytes   int
-	next    uint64 // number of the next request
-	fault   string // why the disk took nothing last time
-	unread  string // why the oldest could not be read last time
-	untold  string // why the tally could not be written last time
+	dropped []*spooled // accounted for, and their files could not be removed
+	bytes   int        // of the files of both
+	next    uint64     // number of the next request
+	fault   string     // why the disk took nothing last time
+	unread  string     // why the oldest could not be read last time
+	untold  string     // why the tally could not be written last time
 	tally   spoolTally
 	missed  atomic.Uint64 // packets of tally.Missing
 	closed  bool
@@ -103,13 +104,17 @@ func batchID(number, run uint64) string { return fmt.Sprintf("%016x-%016x", numb
 func (s *spool) put(body []byte, records int, count flows.Count) (ok, kept bool, lost []evicted) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := &spooled{name: spoolName(s.next, s.run, records), records: records, since: time.Now()}
+	e := &spooled{name: spoolName(batchID(s.next, s.run), records), records: records, since: time.Now()}
 	began := time.Now()
 	packed, err := packers["zstd"](body)
 	if err == nil {
 		e.size = len(packed)
-		lost = append(s.expire(), s.makeRoom(e.size)...)
-		err = s.write(e.name, packed)
+		lost = s.expire()
+		var gone []evicted
+		if gone, err = s.makeRoom(e.size); err == nil {
+			err = s.write(e.name, packed)
+		}
+		lost = append(lost, gone...)
 	}
 	s.note(err)
 	if err != nil {
@@ -141,27 +146,39 @@ func (s *spool) put(body []byte, records int, count flows.Count) (ok, kept bool,
 
 // expire removes what has waited for longer than Age.
 func (s *spool) expire() []evicted {
-	return s.evict("spool_age", func(e *spooled) bool { return time.Since(e.since) > s.c.Age })
+	lost, err := s.evict("spool_age", func(e *spooled) bool { return time.Since(e.since) > s.c.Age })
+	if err != nil {
+		s.note(err)
+	}
+	return lost
 }
 
-// makeRoom removes the oldest until size more bytes fit.
-func (s *spool) makeRoom(size int) []evicted {
-	return s.evict("spool_full", func(e *spooled) bool { return e.held == nil && s.bytes+size > s.c.Size })
+// makeRoom removes the oldest until size more bytes fit. An error: they do not, since the disk lets nothing be removed.
+func (s *spool) makeRoom(size int) ([]evicted, error) {
+	lost, err := s.evict("spool_full", func(e *spooled) bool { return e.held == nil && s.bytes+size > s.c.Size })
+	if s.bytes+size <= s.c.Size {
+		err = nil
+	}
+	return lost, err
 }
 
-// evict removes, from the oldest on, what is chosen and not being sent.
-func (s *spool) evict(reason string, chosen func(*spooled) bool) (lost []evicted) {
+// evict removes, from the oldest on, what is chosen and not being sent. What cannot be removed has not gone: it
+// waits on, and is not lost.
+func (s *spool) evict(reason string, chosen func(*spooled) bool) (lost []evicted, err error) {
 	var left []*spooled
 	for _, e := range s.entries {
 		if e.busy || !chosen(e) {
 			left = append(left, e)
 			continue
 		}
-		s.unlink(e)
+		if failed := s.unlink(e); failed != nil {
+			left, err = append(left, e), failed
+			continue
+		}
 		lost = append(lost, evicted{*e, reason})
 	}
 	s.entries = left
-	return lost
+	return lost, err
 }
 
 // take is the oldest request; nil: none now. What is damaged is in lost; what only
@@ -183,19 +200,21 @@ func (s *spool) take() (e *spooled, body []byte, lost []evicted, closed bool) {
 			return e, body, lost, false
 		}
 		s.log.Warn("spooled request is damaged, its records are lost", "file", e.name, "records", e.records, "err", err)
-		s.unlink(e)
+		s.drop(e)
 		s.entries = s.entries[1:]
 		lost = append(lost, evicted{*e, "spool_damaged"})
 	}
 	return nil, nil, lost, s.closed
 }
 
-// done is told that e was answered for good.
+// done is told that e was answered for good, or split.
 func (s *spool) done(e *spooled) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.unlink(e)
-	s.entries = slices.DeleteFunc(s.entries, func(other *spooled) bool { return other == e })
+	if i := slices.Index(s.entries, e); i >= 0 { // else its halves are there
+		s.drop(e)
+		s.entries = slices.Delete(s.entries, i, i+1)
+	}
 }
 
 // finish says that nothing more is put.

@@ -78,7 +78,7 @@ func TestSpoolReplaysInOrderAfterAKill(t *testing.T) {
 	if err := s.lock.Close(); err != nil { // as a killed process leaves it
 		t.Fatal(err)
 	}
-	half := filepath.Join(dir, spoolName(99, 7, 10)+".tmp")
+	half := filepath.Join(dir, spoolName(batchID(99, 7), 10)+".tmp")
 	if err := os.WriteFile(half, []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -54,19 +54,19 @@ func (s *spool) scan() ([]*spooled, error) {
 		return nil, err
 	}
 	var found []*spooled
-	records, future, bytes, next := 0, 0, 0, s.next
-	for _, f := range files { // in order of name
+	waiting, future, bytes, next := 0, 0, 0, s.next
+	for _, f := range files { // in order of name, so in that of their making
 		if strings.HasSuffix(f.Name(), spoolSuffix+".tmp") {
 			if err := os.Remove(filepath.Join(s.c.Dir, f.Name())); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		var number, run uint64
-		e := &spooled{name: f.Name(), recovered: true}
-		if n, _ := fmt.Sscanf(f.Name(), "%016x-%016x-%d"+spoolSuffix, &number, &run, &e.records); n != 3 || e.records <= 0 || spoolName(number, run, e.records) != f.Name() {
-			continue // not ours
+		number, records, ours := parseSpoolName(f.Name())
+		if !ours {
+			continue
 		}
+		e := &spooled{name: f.Name(), recovered: true, records: records}
 		if slices.ContainsFunc(s.entries, func(known *spooled) bool { return known.name == e.name }) {
 			continue // of this run: the folder was gone for a while
 		}
@@ -83,21 +83,20 @@ func (s *spool) scan() ([]*spooled, error) {
 		e.since = time.Now().Add(-age)
 		bytes += e.size
 		next = max(next, number+1)
-		records += e.records
+		waiting += e.records
 		found = append(found, e)
 	}
 	s.bytes, s.next = s.bytes+bytes, next
+	if found, err = s.whole(found); err != nil {
+		return nil, err
+	}
 	if len(found) > 0 {
-		s.log.Info("requests of an earlier run wait in the spool", "requests", len(found), "records", records)
+		s.log.Info("requests of an earlier run wait in the spool", "requests", len(found), "records", waiting)
 	}
 	if future > 0 {
 		s.log.Warn("clock was set back: spooled requests are from the future and count as new", "requests", future)
 	}
 	return found, nil
-}
-
-func spoolName(number, run uint64, records int) string {
-	return fmt.Sprintf("%016x-%016x-%d%s", number, run, records, spoolSuffix)
 }
 
 // write makes a file that is there whole or not at all.
@@ -167,14 +166,26 @@ func (s *spool) read(e *spooled) ([]byte, error) {
 }
 
 // unlink takes e's file away.
-func (s *spool) unlink(e *spooled) {
+func (s *spool) unlink(e *spooled) error {
+	if e.held == nil {
+		if err := os.Remove(filepath.Join(s.c.Dir, e.name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
 	s.bytes -= e.size
-	if e.held != nil {
-		return
-	}
-	if err := os.Remove(filepath.Join(s.c.Dir, e.name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		s.note(fmt.Errorf("it will be sent again after a restart: %w", err))
-	}
+	return nil
+}
+
+// drop takes away the file of e, which has been accounted for; while the disk lets nothing be removed, it is tried
+// again each time. If the agent is restarted before, e is sent once more, under the same id.
+func (s *spool) drop(e *spooled) {
+	s.dropped = slices.DeleteFunc(append(s.dropped, e), func(e *spooled) bool {
+		err := s.unlink(e)
+		if err != nil {
+			s.note(fmt.Errorf("a request that was sent is there again after a restart: %w", err))
+		}
+		return err == nil
+	})
 }
 
 // note logs when the disk stops or starts to take requests.
