@@ -43,7 +43,7 @@ func newGRPC(signal string, t target, dial dialer) (*grpcTransport, error) {
 	if t.tls != nil {
 		creds = credentials.NewTLS(t.tls.config())
 	}
-	calls := []grpc.CallOption{grpc.ForceCodecV2(rawCodec{copies: t.compression == "none"})}
+	calls := []grpc.CallOption{grpc.MaxCallRecvMsgSize(maxReply), grpc.ForceCodecV2(rawCodec{copies: t.compression == "none"})}
 	if t.compression != "none" {
 		calls = append(calls, grpc.UseCompressor(t.compression))
 	}
@@ -106,6 +106,8 @@ func grpcFailure(err error) answer {
 		text := strings.ToLower(s.Message())
 		if told {
 			a.state = stateRetry
+		} else if strings.HasSuffix(text, fmt.Sprintf("vs. %d)", maxReply)) || strings.HasSuffix(text, fmt.Sprintf("larger than max %d", maxReply)) {
+			return longReply // of this side: only a request that was taken has an answer
 		} else if strings.Contains(text, "larger than max") || strings.Contains(text, "exceeds maximum size") {
 			a.state = stateTooLarge
 		}

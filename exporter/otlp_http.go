@@ -22,8 +22,15 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// maxReply bounds what is read of a reply; the rest is left.
-const maxReply = 64 << 10
+// maxReply bounds what is read of a reply, and maxError of one that says no; the rest is left. The odd byte tells
+// gRPC's refusal of a reply from a receiver's refusal of a request.
+const (
+	maxReply = 4<<20 + 1
+	maxError = 64 << 10
+)
+
+// longReply is what a receiver's yes means whose words are too many to be read.
+var longReply = answer{state: stateOK, message: "its answer has more than 4 MiB: whether it rejects a part is not known"}
 
 // httpTransport POSTs protobuf or JSON.
 type httpTransport struct {
@@ -41,7 +48,7 @@ func newHTTP(signal string, t target, dial dialer) *httpTransport {
 		MaxIdleConns:           1, // the worker makes one request at a time
 		IdleConnTimeout:        2 * time.Minute,
 		TLSHandshakeTimeout:    t.timeout,
-		MaxResponseHeaderBytes: maxReply,
+		MaxResponseHeaderBytes: maxError,
 		DialContext:            (&net.Dialer{Timeout: t.timeout, KeepAlive: pingAfter}).DialContext,
 		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 	}
@@ -101,7 +108,11 @@ func (h *httpTransport) send(ctx context.Context, body []byte) answer {
 		return answer{state: stateRetry, message: err.Error()}
 	}
 	defer func() { _ = response.Body.Close() }() // what matters of it was read
-	reply, err := io.ReadAll(io.LimitReader(response.Body, maxReply))
+	most := maxReply
+	if response.StatusCode/100 != 2 {
+		most = maxError
+	}
+	reply, err := io.ReadAll(io.LimitReader(response.Body, int64(most)))
 	if err != nil && response.StatusCode/100 != 2 {
 		reply = nil // the code says enough
 	} else if err != nil {
@@ -109,7 +120,10 @@ func (h *httpTransport) send(ctx context.Context, body []byte) answer {
 	}
 	kind, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type")) // none: the empty one
 	isJSON := kind == "application/json"
-	if response.StatusCode/100 == 2 {
+	switch {
+	case response.StatusCode/100 == 2 && len(reply) == most:
+		return longReply
+	case response.StatusCode/100 == 2:
 		return success(reply, isJSON)
 	}
 	return httpFailure(response, reply, kind)

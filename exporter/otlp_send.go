@@ -153,8 +153,12 @@ func (l *link) begin() {
 	}
 }
 
+// maxDetail bounds what is told of a receiver's words, in bytes.
+const maxDetail = 500
+
 // note counts a request and logs when the state changes.
 func (l *link) note(state, detail string) {
+	detail = Printable(strings.ToValidUTF8(detail[:min(len(detail), maxDetail)], ""))
 	l.mu.Lock()
 	before := l.state
 	l.state, l.detail = state, detail
