@@ -206,6 +206,9 @@ func TestRetryAfterIsObeyedInSecondsAndAsADate(t *testing.T) {
 					t.Error(err)
 				}
 				says(t, name, log.String(), "receiver not reached or busy, retrying")
+				if c.want == maxTold {
+					says(t, name, log.String(), "receiver asks for a longer pause than is kept")
+				}
 				if len(s.times) != 2 || o.Account().Acknowledged != 10 {
 					t.Fatalf("%s: got %d requests, %+v, want 2 and all acknowledged", name, len(s.times), o.Account())
 				}

@@ -31,6 +31,7 @@ type receiver struct {
 	// unreachable: until then nobody can connect.
 	unreachable time.Time
 	most        int // bytes of a request; 0: gRPC's own bound
+	wrap        func(net.Conn) net.Conn
 
 	mu      sync.Mutex
 	times   []time.Time // of every request
@@ -131,7 +132,11 @@ func (r *receiver) start(t *testing.T, c OTLPConfig) *OTLP {
 		if time.Now().Before(r.unreachable) {
 			return nil, syscall.ECONNREFUSED
 		}
-		return lis.DialContext(ctx)
+		conn, err := lis.DialContext(ctx)
+		if err == nil && r.wrap != nil {
+			conn = r.wrap(conn)
+		}
+		return conn, err
 	}
 	if c.Getenv == nil {
 		c.Getenv = env()

@@ -109,7 +109,10 @@ func (l *link) once(ctx context.Context, body []byte) answer {
 	if ctx.Err() != nil && a.state == stateRetry {
 		return answer{state: stateRetry}
 	}
-	a.wait = min(a.wait, maxTold)
+	if a.wait > maxTold {
+		l.log.Warn("receiver asks for a longer pause than is kept", "asked", a.wait, "kept", maxTold)
+		a.wait = maxTold
+	}
 	l.note(a.state, a.message)
 	return a
 }
