@@ -56,6 +56,7 @@ type Dataplane struct {
 	points  pointTable
 	spaces  *spaces
 	devices atomic.Pointer[[]flows.DeviceDrops] // the latest reading; nil: none
+	unseen  atomic.Pointer[[]flows.DeviceFrames]
 
 	offMu sync.Mutex
 	off   map[string]Capability
@@ -240,6 +241,9 @@ func (d *Dataplane) drainAll(out chan<- flows.Batch, last bool) error {
 	}
 	if devices := d.devices.Load(); devices != nil {
 		seen.Devices = *devices
+	}
+	if unseen := d.unseen.Load(); unseen != nil {
+		seen.Unseen = *unseen
 	}
 	prev := d.drain.Load()
 	d.drain.Store(&DrainStatus{

@@ -43,6 +43,7 @@ type spaces struct {
 	soon                bool       // devices that come now are attached by a filter first
 	fresh               []*watched // those, the oldest first
 	handOverAge         time.Duration
+	unseenRead          time.Time
 
 	// The goroutine's that opens namespaces.
 	refused    map[string]string // namespaces that could not be opened, by path: said once
@@ -234,6 +235,7 @@ func (a *spaces) detachAll() error {
 		}
 	}
 	errs = append(errs, waitForPrograms())
+	a.readUnseen() // nothing that devices count from now on is seen
 	for _, s := range a.byCookie {
 		for _, dev := range s.devices {
 			s.release(dev)

@@ -80,6 +80,7 @@ func (a *spaces) follow() {
 	defer tick.Stop()
 	mounts, closeMounts := watchMounts(a.d.log)
 	defer closeMounts()
+	a.eachSecond() // before the first drain can be missed
 	for {
 		a.spareOne()
 		processes, tock := true, false
@@ -124,6 +125,10 @@ func (a *spaces) eachSecond() {
 	}
 	if a.d.opts.Drops {
 		a.readDeviceDrops()
+	}
+	if time.Since(a.unseenRead) >= unseenEvery {
+		a.unseenRead = time.Now()
+		a.readUnseen()
 	}
 	for _, s := range a.byCookie {
 		s.retry()

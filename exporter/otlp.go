@@ -235,7 +235,8 @@ func (o *OTLP) tellSpool() {
 	for {
 		select {
 		case <-o.fresh:
-			o.spool.told(o.held())
+			all, ledger := o.held()
+			o.spool.told(all, &ledger)
 		case <-o.stop:
 			return
 		}
@@ -243,14 +244,14 @@ func (o *OTLP) tellSpool() {
 }
 
 // held is what the sink has had by now: what the ledger has in flows, or, for want of one
-// and of a sink that takes a part only, what its records have.
-func (o *OTLP) held() flows.Count {
+// and of a sink that takes a part only, what its records have; and the ledger.
+func (o *OTLP) held() (flows.Count, flows.Ledger) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.part || o.ledger.At.IsZero() {
-		return o.queue.count()
+		return o.queue.count(), o.ledger
 	}
-	return flowsCount(&o.ledger)
+	return flowsCount(&o.ledger), o.ledger
 }
 
 // Close sends what waits and the latest ledger until ctx ends, or until the
@@ -274,6 +275,8 @@ func (o *OTLP) Close(ctx context.Context) error {
 			o.logs.log.Warn("spool's disk hangs and is left behind", "spool", o.spool.c.Dir)
 			o.queue.abandonUnparked()
 		case o.spool != nil:
+			all, ledger := o.held()
+			o.spool.told(all, &ledger)
 			held, err := o.spool.close()
 			o.lose(held)
 			errs = append(errs, err)

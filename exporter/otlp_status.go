@@ -44,7 +44,7 @@ func (o *OTLP) Spooled() uint64 {
 }
 
 // otlpDescs are the figures of one sink, whose name is a label of all.
-type otlpDescs struct{ spoolWaiting, spoolRecovered, spoolMissing, requests, points *prometheus.Desc }
+type otlpDescs struct{ spoolWaiting, spoolRecovered, spoolMissing, spoolUnwatched, requests, points *prometheus.Desc }
 
 func newOTLPDescs(sink string) otlpDescs {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
@@ -56,6 +56,8 @@ func newOTLPDescs(sink string) otlpDescs {
 			"Flow records that an earlier run left in the spool, by what became of them: acknowledged, lost.", "outcome"),
 		desc("weft_spool_missing_packets_total",
 			"Packets at points that runs which were killed had in flows and in no spooled request, since the spool was made; of a sink that gets a part of the records, in those that it took."),
+		desc("weft_spool_unwatched_frames_total",
+			"Frames that devices counted after the last drain of a run and before the next run watched them, since the spool was made."),
 		desc("weft_otlp_requests_total",
 			"OTLP requests by signal and by what the answer meant: ok, retrying, refused, rejected (in part), too_large.", "signal", "outcome"),
 		desc("weft_otlp_points_total",
@@ -69,6 +71,7 @@ func (o *OTLP) Describe(ch chan<- *prometheus.Desc) {
 	ch <- o.descs.points
 	ch <- o.descs.spoolRecovered
 	ch <- o.descs.spoolMissing
+	ch <- o.descs.spoolUnwatched
 	ch <- o.descs.spoolWaiting
 }
 
@@ -77,6 +80,7 @@ func (o *OTLP) Collect(ch chan<- prometheus.Metric) {
 	if o.spool != nil {
 		ch <- prometheus.MustNewConstMetric(o.descs.spoolWaiting, prometheus.GaugeValue, float64(o.Spooled()))
 		ch <- prometheus.MustNewConstMetric(o.descs.spoolMissing, prometheus.CounterValue, float64(o.spool.missing()))
+		ch <- prometheus.MustNewConstMetric(o.descs.spoolUnwatched, prometheus.CounterValue, float64(o.spool.unseen.Load()))
 		for i, outcome := range []string{"acknowledged", "lost"} {
 			ch <- prometheus.MustNewConstMetric(o.descs.spoolRecovered, prometheus.CounterValue, float64(o.recovered[i].Load()), outcome)
 		}

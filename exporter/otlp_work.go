@@ -54,7 +54,8 @@ func (o *OTLP) keep(body []byte, records []flows.Record) {
 	for i := range records {
 		count.Add(hopCount(&records[i]))
 	}
-	o.spool.learn(o.held()) // no request is safe before it was had
+	all, _ := o.held()
+	o.spool.learn(all) // no request is safe before it was had
 	for {
 		ok, kept, lost := o.spool.put(body, n, count)
 		o.lose(lost)

@@ -58,6 +58,8 @@ type spool struct {
 	untold  string     // why the tally could not be written last time
 	tally   spoolTally
 	missed  atomic.Uint64 // packets of tally.Missing
+	unseen  atomic.Uint64 // frames of tally.Unwatched
+	asked   bool          // the devices were compared with what the last run said of them
 	closed  bool
 	wake    chan struct{} // one token: something to take, or closed
 }

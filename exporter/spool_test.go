@@ -358,7 +358,7 @@ func TestWhatAKilledRunHadIsMissedByTheNext(t *testing.T) {
 	run := func(flowing, safe uint64) (s *spool) {
 		s, log = testSpool(t, SpoolConfig{Dir: dir})
 		if flowing > 0 {
-			s.told(flows.Count{Packets: flowing, Bytes: 10 * flowing})
+			s.told(flows.Count{Packets: flowing, Bytes: 10 * flowing}, &flows.Ledger{})
 			if ok, _, _ := s.put([]byte("x"), 1, flows.Count{Packets: safe, Bytes: 10 * safe}); !ok {
 				t.Fatal("no room")
 			}
@@ -398,7 +398,7 @@ func TestRequestsThatWereSafeBeforeTheTallyKnewAreNotMissing(t *testing.T) {
 	for i := range all {
 		want.Add(hopCount(&all[i]))
 	}
-	s.told(want)
+	s.told(want, &flows.Ledger{})
 	before, err := os.ReadFile(filepath.Join(dir, tallyName))
 	if err != nil {
 		t.Fatal(err)

@@ -164,7 +164,7 @@ func TestKilledSinkThatGetsAPartMissesWhatItTook(t *testing.T) {
 func TestSpoolWhoseFolderWasRemovedIsMadeAnew(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	s, log := testSpool(t, SpoolConfig{Dir: dir})
-	s.told(flows.Count{Packets: 5})
+	s.told(flows.Count{Packets: 5}, &flows.Ledger{})
 	put(t, s, "0")
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)

@@ -28,6 +28,7 @@ type spoolTally struct {
 	Flows   flows.Count // drained into conversations, at all points; or in records that were taken
 	Safe    flows.Count // of those, in requests that came to the disk
 	Missing flows.Count // of runs before, since the folder was made
+	unwatched
 }
 
 const tallyName = "tally.json"
@@ -80,8 +81,10 @@ func (s *spool) carry(found []*spooled) error {
 		}
 	}
 	lost := less(before.Flows, before.Safe)
+	s.tally.unwatched = before.unwatched
 	s.tally.Missing = before.Missing.Plus(lost)
 	s.missed.Store(s.tally.Missing.Packets)
+	s.unseen.Store(s.tally.Frames)
 	if lost.Packets > 0 {
 		s.log.Warn("last run was killed, packets that it had for this sink are in no record", "packets", lost.Packets, "bytes", lost.Bytes,
 			"since_the_spool_was_made", s.tally.Missing.Packets)
@@ -120,12 +123,13 @@ func listedCount(fields []*common.KeyValue) (c flows.Count) {
 	return c
 }
 
-// told notes what there is: what a ledger has in flows, or what the records have
+// told notes what there is: what the ledger l has in flows, or what the records have
 // that were taken.
-func (s *spool) told(all flows.Count) {
+func (s *spool) told(all flows.Count, l *flows.Ledger) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tally.Flows = all
+	s.tellUnwatched(l)
 	s.keepTally()
 }
 

@@ -81,7 +81,8 @@ type Account struct {
 	Drops   DropAccount
 	DNS     DNSAccount
 	Sockets SocketAccount
-	Devices []DeviceDrops // the latest reading; nil: not read
+	Devices []DeviceDrops  // the latest reading; nil: not read
+	Unseen  []DeviceFrames // the same
 	TCP     TCPAccount
 }
 

@@ -120,3 +120,13 @@ type DeviceDrops struct {
 	TxFIFO    uint64 // transmitter underrun
 	Qdisc     uint64 // dropped by the root queueing discipline, with its children
 }
+
+// DeviceFrames is how many frames of both directions a watched device has counted since it was made. Source:
+// rtnl_link_stats64.
+type DeviceFrames struct {
+	At      Point // without a hook
+	Counted uint64
+	// Unseen is how many of those no TC point of this agent saw: those from before it watched, and those that the
+	// device counts and TC never has (see LIMITATIONS.md), less those that its queueing discipline dropped.
+	Unseen int64
+}

@@ -22,6 +22,7 @@ type Ledger struct {
 	Sinks          []SinkAccount
 	Sources        []SourceAccount // those that are on
 	Devices        []DeviceDrops   // what devices say they dropped, as last read; in no sum
+	Unseen         []DeviceFrames  // what passed devices before they were watched, as last read; in no sum
 	TCP            TCPAccount      // what measuring TCP left out; in no sum
 	// SocketsUnmatched is how many events of sockets are in no record: no watched
 	// device saw the flow, or its last record was made before.

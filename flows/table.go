@@ -70,6 +70,7 @@ type Table struct {
 	read    sources         // how far each source was read
 	sources []SourceAccount // of the last drain, as the next two
 	devices []DeviceDrops
+	unseen  []DeviceFrames
 	left    TCPAccount
 	dns     dnsMatcher
 	times   []Latency // the kernel's, as they were last read
@@ -150,7 +151,7 @@ func (t *Table) Fold(b Batch) (w Window, done bool) {
 	t.dns.expire(b.Seen.DNS.Read, t.now)
 	t.foldSockets(b.Sockets)
 	t.points.account(b.Seen, t.drain)
-	t.sources, t.devices, t.left = t.read.account(&b.Seen), b.Seen.Devices, b.Seen.TCP
+	t.sources, t.devices, t.unseen, t.left = t.read.account(&b.Seen), b.Seen.Devices, b.Seen.Unseen, b.Seen.TCP
 	t.sweep()
 	w = t.window(b.At)
 	t.dns.sweep(t.now, 2*max(t.active, t.idle))
@@ -189,7 +190,7 @@ func (t *Table) clock(at time.Time) {
 // window hands the records away.
 func (t *Table) window(at time.Time) Window {
 	w := Window{End: at, Records: t.records, Ledger: t.points.ledger(at, t.made)}
-	w.Ledger.Sources, w.Ledger.Devices, w.Ledger.TCP = t.sources, t.devices, t.left
+	w.Ledger.Sources, w.Ledger.Devices, w.Ledger.Unseen, w.Ledger.TCP = t.sources, t.devices, t.unseen, t.left
 	w.Ledger.SocketsUnmatched = t.unmatched
 	t.records, t.expect = nil, len(t.records)
 	return w
