@@ -22,6 +22,9 @@ func sourcesToWire(m *api.Ledger, l *flows.Ledger) {
 			RxMissed: d.RxMissed, RxFifo: d.RxFIFO, TxFifo: d.TxFIFO, Qdisc: d.Qdisc,
 		})
 	}
+	for _, d := range l.Unseen {
+		m.Unseen = append(m.Unseen, &api.DeviceFrames{At: PointToWire(d.At, flows.Hop{}), Counted: d.Counted, Unseen: d.Unseen})
+	}
 }
 
 // sourcesFromWire is the other way.
@@ -39,5 +42,9 @@ func sourcesFromWire(l *flows.Ledger, m *api.Ledger) {
 			At: at, Hop: hop, RxDropped: d.GetRxDropped(), TxDropped: d.GetTxDropped(),
 			RxMissed: d.GetRxMissed(), RxFIFO: d.GetRxFifo(), TxFIFO: d.GetTxFifo(), Qdisc: d.GetQdisc(),
 		})
+	}
+	for _, d := range m.GetUnseen() {
+		at, _ := PointFromWire(d.GetAt())
+		l.Unseen = append(l.Unseen, flows.DeviceFrames{At: at, Counted: d.GetCounted(), Unseen: d.GetUnseen()})
 	}
 }

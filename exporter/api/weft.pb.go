@@ -1904,6 +1904,7 @@ type Ledger struct {
 	TcpOverflowed    uint64                 `protobuf:"varint,10,opt,name=tcp_overflowed,json=tcpOverflowed,proto3" json:"tcp_overflowed,omitempty"`          // times
 	TcpLost          uint64                 `protobuf:"varint,11,opt,name=tcp_lost,json=tcpLost,proto3" json:"tcp_lost,omitempty"`                            // times
 	SocketsUnmatched uint64                 `protobuf:"varint,12,opt,name=sockets_unmatched,json=socketsUnmatched,proto3" json:"sockets_unmatched,omitempty"` // events
+	Unseen           []*DeviceFrames        `protobuf:"bytes,13,rep,name=unseen,proto3" json:"unseen,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -2022,6 +2023,13 @@ func (x *Ledger) GetSocketsUnmatched() uint64 {
 	return 0
 }
 
+func (x *Ledger) GetUnseen() []*DeviceFrames {
+	if x != nil {
+		return x.Unseen
+	}
+	return nil
+}
+
 // SourceAccount is flows.SourceAccount.
 type SourceAccount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2116,6 +2124,66 @@ func (x *SourceAccount) GetMissed() uint64 {
 }
 
 // DeviceDrops is flows.DeviceDrops, in packets.
+type DeviceFrames struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            *Point                 `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Counted       uint64                 `protobuf:"varint,2,opt,name=counted,proto3" json:"counted,omitempty"`
+	Unseen        int64                  `protobuf:"zigzag64,3,opt,name=unseen,proto3" json:"unseen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceFrames) Reset() {
+	*x = DeviceFrames{}
+	mi := &file_weft_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceFrames) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceFrames) ProtoMessage() {}
+
+func (x *DeviceFrames) ProtoReflect() protoreflect.Message {
+	mi := &file_weft_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceFrames.ProtoReflect.Descriptor instead.
+func (*DeviceFrames) Descriptor() ([]byte, []int) {
+	return file_weft_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DeviceFrames) GetAt() *Point {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *DeviceFrames) GetCounted() uint64 {
+	if x != nil {
+		return x.Counted
+	}
+	return 0
+}
+
+func (x *DeviceFrames) GetUnseen() int64 {
+	if x != nil {
+		return x.Unseen
+	}
+	return 0
+}
+
 type DeviceDrops struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	At            *Point                 `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
@@ -2131,7 +2199,7 @@ type DeviceDrops struct {
 
 func (x *DeviceDrops) Reset() {
 	*x = DeviceDrops{}
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2143,7 +2211,7 @@ func (x *DeviceDrops) String() string {
 func (*DeviceDrops) ProtoMessage() {}
 
 func (x *DeviceDrops) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[21]
+	mi := &file_weft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2156,7 +2224,7 @@ func (x *DeviceDrops) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceDrops.ProtoReflect.Descriptor instead.
 func (*DeviceDrops) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{21}
+	return file_weft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeviceDrops) GetAt() *Point {
@@ -2226,7 +2294,7 @@ type PointLedger struct {
 
 func (x *PointLedger) Reset() {
 	*x = PointLedger{}
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2238,7 +2306,7 @@ func (x *PointLedger) String() string {
 func (*PointLedger) ProtoMessage() {}
 
 func (x *PointLedger) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[22]
+	mi := &file_weft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2251,7 +2319,7 @@ func (x *PointLedger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointLedger.ProtoReflect.Descriptor instead.
 func (*PointLedger) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{22}
+	return file_weft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PointLedger) GetAt() *Point {
@@ -2337,7 +2405,7 @@ type Point struct {
 
 func (x *Point) Reset() {
 	*x = Point{}
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2417,7 @@ func (x *Point) String() string {
 func (*Point) ProtoMessage() {}
 
 func (x *Point) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[23]
+	mi := &file_weft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2430,7 @@ func (x *Point) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Point.ProtoReflect.Descriptor instead.
 func (*Point) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{23}
+	return file_weft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Point) GetNetns() uint64 {
@@ -2410,7 +2478,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +2490,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[24]
+	mi := &file_weft_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +2503,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{24}
+	return file_weft_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Skipped) GetReason() string {
@@ -2466,7 +2534,7 @@ type SinkAccount struct {
 
 func (x *SinkAccount) Reset() {
 	*x = SinkAccount{}
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2478,7 +2546,7 @@ func (x *SinkAccount) String() string {
 func (*SinkAccount) ProtoMessage() {}
 
 func (x *SinkAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[25]
+	mi := &file_weft_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2491,7 +2559,7 @@ func (x *SinkAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkAccount.ProtoReflect.Descriptor instead.
 func (*SinkAccount) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{25}
+	return file_weft_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SinkAccount) GetName() string {
@@ -2550,7 +2618,7 @@ type TopRequest struct {
 
 func (x *TopRequest) Reset() {
 	*x = TopRequest{}
-	mi := &file_weft_proto_msgTypes[26]
+	mi := &file_weft_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +2630,7 @@ func (x *TopRequest) String() string {
 func (*TopRequest) ProtoMessage() {}
 
 func (x *TopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[26]
+	mi := &file_weft_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2575,7 +2643,7 @@ func (x *TopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRequest.ProtoReflect.Descriptor instead.
 func (*TopRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{26}
+	return file_weft_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TopRequest) GetBy() string {
@@ -2628,7 +2696,7 @@ type TopResponse struct {
 
 func (x *TopResponse) Reset() {
 	*x = TopResponse{}
-	mi := &file_weft_proto_msgTypes[27]
+	mi := &file_weft_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2640,7 +2708,7 @@ func (x *TopResponse) String() string {
 func (*TopResponse) ProtoMessage() {}
 
 func (x *TopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[27]
+	mi := &file_weft_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2653,7 +2721,7 @@ func (x *TopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
 func (*TopResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{27}
+	return file_weft_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TopResponse) GetStart() int64 {
@@ -2733,7 +2801,7 @@ type TopRow struct {
 
 func (x *TopRow) Reset() {
 	*x = TopRow{}
-	mi := &file_weft_proto_msgTypes[28]
+	mi := &file_weft_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2745,7 +2813,7 @@ func (x *TopRow) String() string {
 func (*TopRow) ProtoMessage() {}
 
 func (x *TopRow) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[28]
+	mi := &file_weft_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2758,7 +2826,7 @@ func (x *TopRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRow.ProtoReflect.Descriptor instead.
 func (*TopRow) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{28}
+	return file_weft_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TopRow) GetNetns() uint64 {
@@ -2951,7 +3019,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_weft_proto_msgTypes[29]
+	mi := &file_weft_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3031,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[29]
+	mi := &file_weft_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3044,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{29}
+	return file_weft_proto_rawDescGZIP(), []int{30}
 }
 
 // StatusResponse is the agent and its data plane as plain data.
@@ -3005,7 +3073,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_weft_proto_msgTypes[30]
+	mi := &file_weft_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3017,7 +3085,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[30]
+	mi := &file_weft_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3030,7 +3098,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{30}
+	return file_weft_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -3162,7 +3230,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_weft_proto_msgTypes[31]
+	mi := &file_weft_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3174,7 +3242,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[31]
+	mi := &file_weft_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3187,7 +3255,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{31}
+	return file_weft_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Setting) GetKey() string {
@@ -3218,7 +3286,7 @@ type SinkStatus struct {
 
 func (x *SinkStatus) Reset() {
 	*x = SinkStatus{}
-	mi := &file_weft_proto_msgTypes[32]
+	mi := &file_weft_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3230,7 +3298,7 @@ func (x *SinkStatus) String() string {
 func (*SinkStatus) ProtoMessage() {}
 
 func (x *SinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[32]
+	mi := &file_weft_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3243,7 +3311,7 @@ func (x *SinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStatus.ProtoReflect.Descriptor instead.
 func (*SinkStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{32}
+	return file_weft_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SinkStatus) GetAccount() *SinkAccount {
@@ -3298,7 +3366,7 @@ type MemoryUse struct {
 
 func (x *MemoryUse) Reset() {
 	*x = MemoryUse{}
-	mi := &file_weft_proto_msgTypes[33]
+	mi := &file_weft_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3310,7 +3378,7 @@ func (x *MemoryUse) String() string {
 func (*MemoryUse) ProtoMessage() {}
 
 func (x *MemoryUse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[33]
+	mi := &file_weft_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3323,7 +3391,7 @@ func (x *MemoryUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryUse.ProtoReflect.Descriptor instead.
 func (*MemoryUse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{33}
+	return file_weft_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MemoryUse) GetName() string {
@@ -3351,7 +3419,7 @@ type PointStatus struct {
 
 func (x *PointStatus) Reset() {
 	*x = PointStatus{}
-	mi := &file_weft_proto_msgTypes[34]
+	mi := &file_weft_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3363,7 +3431,7 @@ func (x *PointStatus) String() string {
 func (*PointStatus) ProtoMessage() {}
 
 func (x *PointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[34]
+	mi := &file_weft_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3376,7 +3444,7 @@ func (x *PointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointStatus.ProtoReflect.Descriptor instead.
 func (*PointStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{34}
+	return file_weft_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PointStatus) GetAt() *Point {
@@ -3413,7 +3481,7 @@ type ProgramStatus struct {
 
 func (x *ProgramStatus) Reset() {
 	*x = ProgramStatus{}
-	mi := &file_weft_proto_msgTypes[35]
+	mi := &file_weft_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3425,7 +3493,7 @@ func (x *ProgramStatus) String() string {
 func (*ProgramStatus) ProtoMessage() {}
 
 func (x *ProgramStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[35]
+	mi := &file_weft_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3438,7 +3506,7 @@ func (x *ProgramStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgramStatus.ProtoReflect.Descriptor instead.
 func (*ProgramStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{35}
+	return file_weft_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ProgramStatus) GetName() string {
@@ -3487,7 +3555,7 @@ type Capability struct {
 
 func (x *Capability) Reset() {
 	*x = Capability{}
-	mi := &file_weft_proto_msgTypes[36]
+	mi := &file_weft_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3499,7 +3567,7 @@ func (x *Capability) String() string {
 func (*Capability) ProtoMessage() {}
 
 func (x *Capability) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[36]
+	mi := &file_weft_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3512,7 +3580,7 @@ func (x *Capability) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capability.ProtoReflect.Descriptor instead.
 func (*Capability) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{36}
+	return file_weft_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Capability) GetName() string {
@@ -3549,7 +3617,7 @@ type DrainStatus struct {
 
 func (x *DrainStatus) Reset() {
 	*x = DrainStatus{}
-	mi := &file_weft_proto_msgTypes[37]
+	mi := &file_weft_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3561,7 +3629,7 @@ func (x *DrainStatus) String() string {
 func (*DrainStatus) ProtoMessage() {}
 
 func (x *DrainStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[37]
+	mi := &file_weft_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3574,7 +3642,7 @@ func (x *DrainStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainStatus.ProtoReflect.Descriptor instead.
 func (*DrainStatus) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{37}
+	return file_weft_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DrainStatus) GetDrains() uint64 {
@@ -3620,7 +3688,7 @@ type TopologyRequest struct {
 
 func (x *TopologyRequest) Reset() {
 	*x = TopologyRequest{}
-	mi := &file_weft_proto_msgTypes[38]
+	mi := &file_weft_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3632,7 +3700,7 @@ func (x *TopologyRequest) String() string {
 func (*TopologyRequest) ProtoMessage() {}
 
 func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[38]
+	mi := &file_weft_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3645,7 +3713,7 @@ func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyRequest.ProtoReflect.Descriptor instead.
 func (*TopologyRequest) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{38}
+	return file_weft_proto_rawDescGZIP(), []int{39}
 }
 
 // TopologyResponse is cni.Topology. Names are bytes: anybody may have chosen them.
@@ -3661,7 +3729,7 @@ type TopologyResponse struct {
 
 func (x *TopologyResponse) Reset() {
 	*x = TopologyResponse{}
-	mi := &file_weft_proto_msgTypes[39]
+	mi := &file_weft_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3673,7 +3741,7 @@ func (x *TopologyResponse) String() string {
 func (*TopologyResponse) ProtoMessage() {}
 
 func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[39]
+	mi := &file_weft_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3686,7 +3754,7 @@ func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyResponse.ProtoReflect.Descriptor instead.
 func (*TopologyResponse) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{39}
+	return file_weft_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TopologyResponse) GetAt() int64 {
@@ -3727,7 +3795,7 @@ type TopologyOff struct {
 
 func (x *TopologyOff) Reset() {
 	*x = TopologyOff{}
-	mi := &file_weft_proto_msgTypes[40]
+	mi := &file_weft_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3739,7 +3807,7 @@ func (x *TopologyOff) String() string {
 func (*TopologyOff) ProtoMessage() {}
 
 func (x *TopologyOff) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[40]
+	mi := &file_weft_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3752,7 +3820,7 @@ func (x *TopologyOff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyOff.ProtoReflect.Descriptor instead.
 func (*TopologyOff) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{40}
+	return file_weft_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TopologyOff) GetName() []byte {
@@ -3784,7 +3852,7 @@ type TopologySpace struct {
 
 func (x *TopologySpace) Reset() {
 	*x = TopologySpace{}
-	mi := &file_weft_proto_msgTypes[41]
+	mi := &file_weft_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3796,7 +3864,7 @@ func (x *TopologySpace) String() string {
 func (*TopologySpace) ProtoMessage() {}
 
 func (x *TopologySpace) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[41]
+	mi := &file_weft_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3809,7 +3877,7 @@ func (x *TopologySpace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologySpace.ProtoReflect.Descriptor instead.
 func (*TopologySpace) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{41}
+	return file_weft_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TopologySpace) GetNetns() uint64 {
@@ -3897,7 +3965,7 @@ type TopologyDevice struct {
 
 func (x *TopologyDevice) Reset() {
 	*x = TopologyDevice{}
-	mi := &file_weft_proto_msgTypes[42]
+	mi := &file_weft_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3909,7 +3977,7 @@ func (x *TopologyDevice) String() string {
 func (*TopologyDevice) ProtoMessage() {}
 
 func (x *TopologyDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[42]
+	mi := &file_weft_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3922,7 +3990,7 @@ func (x *TopologyDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyDevice.ProtoReflect.Descriptor instead.
 func (*TopologyDevice) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{42}
+	return file_weft_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TopologyDevice) GetIfindex() uint32 {
@@ -4173,7 +4241,7 @@ type TopologyPlace struct {
 
 func (x *TopologyPlace) Reset() {
 	*x = TopologyPlace{}
-	mi := &file_weft_proto_msgTypes[43]
+	mi := &file_weft_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4185,7 +4253,7 @@ func (x *TopologyPlace) String() string {
 func (*TopologyPlace) ProtoMessage() {}
 
 func (x *TopologyPlace) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[43]
+	mi := &file_weft_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4198,7 +4266,7 @@ func (x *TopologyPlace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyPlace.ProtoReflect.Descriptor instead.
 func (*TopologyPlace) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{43}
+	return file_weft_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TopologyPlace) GetNetns() uint64 {
@@ -4229,7 +4297,7 @@ type TopologyTunnel struct {
 
 func (x *TopologyTunnel) Reset() {
 	*x = TopologyTunnel{}
-	mi := &file_weft_proto_msgTypes[44]
+	mi := &file_weft_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4241,7 +4309,7 @@ func (x *TopologyTunnel) String() string {
 func (*TopologyTunnel) ProtoMessage() {}
 
 func (x *TopologyTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[44]
+	mi := &file_weft_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4254,7 +4322,7 @@ func (x *TopologyTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyTunnel.ProtoReflect.Descriptor instead.
 func (*TopologyTunnel) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{44}
+	return file_weft_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TopologyTunnel) GetId() uint32 {
@@ -4311,7 +4379,7 @@ type TopologyTap struct {
 
 func (x *TopologyTap) Reset() {
 	*x = TopologyTap{}
-	mi := &file_weft_proto_msgTypes[45]
+	mi := &file_weft_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4323,7 +4391,7 @@ func (x *TopologyTap) String() string {
 func (*TopologyTap) ProtoMessage() {}
 
 func (x *TopologyTap) ProtoReflect() protoreflect.Message {
-	mi := &file_weft_proto_msgTypes[45]
+	mi := &file_weft_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4336,7 +4404,7 @@ func (x *TopologyTap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyTap.ProtoReflect.Descriptor instead.
 func (*TopologyTap) Descriptor() ([]byte, []int) {
-	return file_weft_proto_rawDescGZIP(), []int{45}
+	return file_weft_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TopologyTap) GetPersistent() bool {
@@ -4559,7 +4627,7 @@ const file_weft_proto_rawDesc = "" +
 	"\x06ledger\x18\x01 \x01(\v2\x13.weft.api.v1.LedgerR\x06ledger\"7\n" +
 	"\x05Count\x12\x18\n" +
 	"\apackets\x18\x01 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xe3\x03\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\x96\x04\n" +
 	"\x06Ledger\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\x10R\x02at\x120\n" +
 	"\x06points\x18\x02 \x03(\v2\x18.weft.api.v1.PointLedgerR\x06points\x12,\n" +
@@ -4573,7 +4641,8 @@ const file_weft_proto_rawDesc = "" +
 	"\x0etcp_overflowed\x18\n" +
 	" \x01(\x04R\rtcpOverflowed\x12\x19\n" +
 	"\btcp_lost\x18\v \x01(\x04R\atcpLost\x12+\n" +
-	"\x11sockets_unmatched\x18\f \x01(\x04R\x10socketsUnmatched\"\xb9\x01\n" +
+	"\x11sockets_unmatched\x18\f \x01(\x04R\x10socketsUnmatched\x121\n" +
+	"\x06unseen\x18\r \x03(\v2\x19.weft.api.v1.DeviceFramesR\x06unseen\"\xb9\x01\n" +
 	"\rSourceAccount\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04seen\x18\x02 \x01(\x04R\x04seen\x12\x18\n" +
@@ -4581,7 +4650,11 @@ const file_weft_proto_rawDesc = "" +
 	"\x04lost\x18\x04 \x01(\x04R\x04lost\x12\x18\n" +
 	"\apending\x18\x05 \x01(\x04R\apending\x12 \n" +
 	"\vunaccounted\x18\x06 \x01(\x12R\vunaccounted\x12\x16\n" +
-	"\x06missed\x18\a \x01(\x04R\x06missed\"\xd4\x01\n" +
+	"\x06missed\x18\a \x01(\x04R\x06missed\"d\n" +
+	"\fDeviceFrames\x12\"\n" +
+	"\x02at\x18\x01 \x01(\v2\x12.weft.api.v1.PointR\x02at\x12\x18\n" +
+	"\acounted\x18\x02 \x01(\x04R\acounted\x12\x16\n" +
+	"\x06unseen\x18\x03 \x01(\x12R\x06unseen\"\xd4\x01\n" +
 	"\vDeviceDrops\x12\"\n" +
 	"\x02at\x18\x01 \x01(\v2\x12.weft.api.v1.PointR\x02at\x12\x1d\n" +
 	"\n" +
@@ -4820,7 +4893,7 @@ func file_weft_proto_rawDescGZIP() []byte {
 	return file_weft_proto_rawDescData
 }
 
-var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_weft_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_weft_proto_goTypes = []any{
 	(*ObserveRequest)(nil),   // 0: weft.api.v1.ObserveRequest
 	(*Cursor)(nil),           // 1: weft.api.v1.Cursor
@@ -4843,33 +4916,34 @@ var file_weft_proto_goTypes = []any{
 	(*Count)(nil),            // 18: weft.api.v1.Count
 	(*Ledger)(nil),           // 19: weft.api.v1.Ledger
 	(*SourceAccount)(nil),    // 20: weft.api.v1.SourceAccount
-	(*DeviceDrops)(nil),      // 21: weft.api.v1.DeviceDrops
-	(*PointLedger)(nil),      // 22: weft.api.v1.PointLedger
-	(*Point)(nil),            // 23: weft.api.v1.Point
-	(*Skipped)(nil),          // 24: weft.api.v1.Skipped
-	(*SinkAccount)(nil),      // 25: weft.api.v1.SinkAccount
-	(*TopRequest)(nil),       // 26: weft.api.v1.TopRequest
-	(*TopResponse)(nil),      // 27: weft.api.v1.TopResponse
-	(*TopRow)(nil),           // 28: weft.api.v1.TopRow
-	(*StatusRequest)(nil),    // 29: weft.api.v1.StatusRequest
-	(*StatusResponse)(nil),   // 30: weft.api.v1.StatusResponse
-	(*Setting)(nil),          // 31: weft.api.v1.Setting
-	(*SinkStatus)(nil),       // 32: weft.api.v1.SinkStatus
-	(*MemoryUse)(nil),        // 33: weft.api.v1.MemoryUse
-	(*PointStatus)(nil),      // 34: weft.api.v1.PointStatus
-	(*ProgramStatus)(nil),    // 35: weft.api.v1.ProgramStatus
-	(*Capability)(nil),       // 36: weft.api.v1.Capability
-	(*DrainStatus)(nil),      // 37: weft.api.v1.DrainStatus
-	(*TopologyRequest)(nil),  // 38: weft.api.v1.TopologyRequest
-	(*TopologyResponse)(nil), // 39: weft.api.v1.TopologyResponse
-	(*TopologyOff)(nil),      // 40: weft.api.v1.TopologyOff
-	(*TopologySpace)(nil),    // 41: weft.api.v1.TopologySpace
-	(*TopologyDevice)(nil),   // 42: weft.api.v1.TopologyDevice
-	(*TopologyPlace)(nil),    // 43: weft.api.v1.TopologyPlace
-	(*TopologyTunnel)(nil),   // 44: weft.api.v1.TopologyTunnel
-	(*TopologyTap)(nil),      // 45: weft.api.v1.TopologyTap
-	nil,                      // 46: weft.api.v1.SinkAccount.LostEntry
-	nil,                      // 47: weft.api.v1.SinkAccount.LeftOutEntry
+	(*DeviceFrames)(nil),     // 21: weft.api.v1.DeviceFrames
+	(*DeviceDrops)(nil),      // 22: weft.api.v1.DeviceDrops
+	(*PointLedger)(nil),      // 23: weft.api.v1.PointLedger
+	(*Point)(nil),            // 24: weft.api.v1.Point
+	(*Skipped)(nil),          // 25: weft.api.v1.Skipped
+	(*SinkAccount)(nil),      // 26: weft.api.v1.SinkAccount
+	(*TopRequest)(nil),       // 27: weft.api.v1.TopRequest
+	(*TopResponse)(nil),      // 28: weft.api.v1.TopResponse
+	(*TopRow)(nil),           // 29: weft.api.v1.TopRow
+	(*StatusRequest)(nil),    // 30: weft.api.v1.StatusRequest
+	(*StatusResponse)(nil),   // 31: weft.api.v1.StatusResponse
+	(*Setting)(nil),          // 32: weft.api.v1.Setting
+	(*SinkStatus)(nil),       // 33: weft.api.v1.SinkStatus
+	(*MemoryUse)(nil),        // 34: weft.api.v1.MemoryUse
+	(*PointStatus)(nil),      // 35: weft.api.v1.PointStatus
+	(*ProgramStatus)(nil),    // 36: weft.api.v1.ProgramStatus
+	(*Capability)(nil),       // 37: weft.api.v1.Capability
+	(*DrainStatus)(nil),      // 38: weft.api.v1.DrainStatus
+	(*TopologyRequest)(nil),  // 39: weft.api.v1.TopologyRequest
+	(*TopologyResponse)(nil), // 40: weft.api.v1.TopologyResponse
+	(*TopologyOff)(nil),      // 41: weft.api.v1.TopologyOff
+	(*TopologySpace)(nil),    // 42: weft.api.v1.TopologySpace
+	(*TopologyDevice)(nil),   // 43: weft.api.v1.TopologyDevice
+	(*TopologyPlace)(nil),    // 44: weft.api.v1.TopologyPlace
+	(*TopologyTunnel)(nil),   // 45: weft.api.v1.TopologyTunnel
+	(*TopologyTap)(nil),      // 46: weft.api.v1.TopologyTap
+	nil,                      // 47: weft.api.v1.SinkAccount.LostEntry
+	nil,                      // 48: weft.api.v1.SinkAccount.LeftOutEntry
 }
 var file_weft_proto_depIdxs = []int32{
 	2,  // 0: weft.api.v1.ObserveRequest.terms:type_name -> weft.api.v1.Term
@@ -4892,59 +4966,61 @@ var file_weft_proto_depIdxs = []int32{
 	11, // 17: weft.api.v1.DNS.questions:type_name -> weft.api.v1.DNSQuestion
 	15, // 18: weft.api.v1.Entity.labels:type_name -> weft.api.v1.Label
 	19, // 19: weft.api.v1.LedgerResponse.ledger:type_name -> weft.api.v1.Ledger
-	22, // 20: weft.api.v1.Ledger.points:type_name -> weft.api.v1.PointLedger
-	22, // 21: weft.api.v1.Ledger.gone:type_name -> weft.api.v1.PointLedger
-	25, // 22: weft.api.v1.Ledger.sinks:type_name -> weft.api.v1.SinkAccount
+	23, // 20: weft.api.v1.Ledger.points:type_name -> weft.api.v1.PointLedger
+	23, // 21: weft.api.v1.Ledger.gone:type_name -> weft.api.v1.PointLedger
+	26, // 22: weft.api.v1.Ledger.sinks:type_name -> weft.api.v1.SinkAccount
 	20, // 23: weft.api.v1.Ledger.sources:type_name -> weft.api.v1.SourceAccount
-	21, // 24: weft.api.v1.Ledger.devices:type_name -> weft.api.v1.DeviceDrops
-	23, // 25: weft.api.v1.DeviceDrops.at:type_name -> weft.api.v1.Point
-	23, // 26: weft.api.v1.PointLedger.at:type_name -> weft.api.v1.Point
-	18, // 27: weft.api.v1.PointLedger.seen:type_name -> weft.api.v1.Count
-	18, // 28: weft.api.v1.PointLedger.gso:type_name -> weft.api.v1.Count
-	18, // 29: weft.api.v1.PointLedger.flows:type_name -> weft.api.v1.Count
-	18, // 30: weft.api.v1.PointLedger.recorded:type_name -> weft.api.v1.Count
-	18, // 31: weft.api.v1.PointLedger.open:type_name -> weft.api.v1.Count
-	24, // 32: weft.api.v1.PointLedger.skipped:type_name -> weft.api.v1.Skipped
-	18, // 33: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
-	18, // 34: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
-	46, // 35: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
-	47, // 36: weft.api.v1.SinkAccount.left_out:type_name -> weft.api.v1.SinkAccount.LeftOutEntry
-	2,  // 37: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
-	28, // 38: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
-	28, // 39: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
-	31, // 40: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
-	32, // 41: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
-	33, // 42: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
-	34, // 43: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
-	35, // 44: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
-	36, // 45: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
-	37, // 46: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
-	25, // 47: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
-	23, // 48: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
-	41, // 49: weft.api.v1.TopologyResponse.spaces:type_name -> weft.api.v1.TopologySpace
-	40, // 50: weft.api.v1.TopologyResponse.off:type_name -> weft.api.v1.TopologyOff
-	14, // 51: weft.api.v1.TopologySpace.entity:type_name -> weft.api.v1.Entity
-	42, // 52: weft.api.v1.TopologySpace.devices:type_name -> weft.api.v1.TopologyDevice
-	43, // 53: weft.api.v1.TopologyDevice.under:type_name -> weft.api.v1.TopologyPlace
-	43, // 54: weft.api.v1.TopologyDevice.far:type_name -> weft.api.v1.TopologyPlace
-	44, // 55: weft.api.v1.TopologyDevice.tunnel:type_name -> weft.api.v1.TopologyTunnel
-	45, // 56: weft.api.v1.TopologyDevice.tap:type_name -> weft.api.v1.TopologyTap
-	14, // 57: weft.api.v1.TopologyDevice.behind:type_name -> weft.api.v1.Entity
-	0,  // 58: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
-	16, // 59: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
-	26, // 60: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
-	29, // 61: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
-	38, // 62: weft.api.v1.Weft.Topology:input_type -> weft.api.v1.TopologyRequest
-	3,  // 63: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
-	17, // 64: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
-	27, // 65: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
-	30, // 66: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
-	39, // 67: weft.api.v1.Weft.Topology:output_type -> weft.api.v1.TopologyResponse
-	63, // [63:68] is the sub-list for method output_type
-	58, // [58:63] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	22, // 24: weft.api.v1.Ledger.devices:type_name -> weft.api.v1.DeviceDrops
+	21, // 25: weft.api.v1.Ledger.unseen:type_name -> weft.api.v1.DeviceFrames
+	24, // 26: weft.api.v1.DeviceFrames.at:type_name -> weft.api.v1.Point
+	24, // 27: weft.api.v1.DeviceDrops.at:type_name -> weft.api.v1.Point
+	24, // 28: weft.api.v1.PointLedger.at:type_name -> weft.api.v1.Point
+	18, // 29: weft.api.v1.PointLedger.seen:type_name -> weft.api.v1.Count
+	18, // 30: weft.api.v1.PointLedger.gso:type_name -> weft.api.v1.Count
+	18, // 31: weft.api.v1.PointLedger.flows:type_name -> weft.api.v1.Count
+	18, // 32: weft.api.v1.PointLedger.recorded:type_name -> weft.api.v1.Count
+	18, // 33: weft.api.v1.PointLedger.open:type_name -> weft.api.v1.Count
+	25, // 34: weft.api.v1.PointLedger.skipped:type_name -> weft.api.v1.Skipped
+	18, // 35: weft.api.v1.PointLedger.in_table:type_name -> weft.api.v1.Count
+	18, // 36: weft.api.v1.Skipped.count:type_name -> weft.api.v1.Count
+	47, // 37: weft.api.v1.SinkAccount.lost:type_name -> weft.api.v1.SinkAccount.LostEntry
+	48, // 38: weft.api.v1.SinkAccount.left_out:type_name -> weft.api.v1.SinkAccount.LeftOutEntry
+	2,  // 39: weft.api.v1.TopRequest.terms:type_name -> weft.api.v1.Term
+	29, // 40: weft.api.v1.TopResponse.rows:type_name -> weft.api.v1.TopRow
+	29, // 41: weft.api.v1.TopResponse.total:type_name -> weft.api.v1.TopRow
+	32, // 42: weft.api.v1.StatusResponse.settings:type_name -> weft.api.v1.Setting
+	33, // 43: weft.api.v1.StatusResponse.sinks:type_name -> weft.api.v1.SinkStatus
+	34, // 44: weft.api.v1.StatusResponse.memory:type_name -> weft.api.v1.MemoryUse
+	35, // 45: weft.api.v1.StatusResponse.points:type_name -> weft.api.v1.PointStatus
+	36, // 46: weft.api.v1.StatusResponse.programs:type_name -> weft.api.v1.ProgramStatus
+	37, // 47: weft.api.v1.StatusResponse.off:type_name -> weft.api.v1.Capability
+	38, // 48: weft.api.v1.StatusResponse.drain:type_name -> weft.api.v1.DrainStatus
+	26, // 49: weft.api.v1.SinkStatus.account:type_name -> weft.api.v1.SinkAccount
+	24, // 50: weft.api.v1.PointStatus.at:type_name -> weft.api.v1.Point
+	42, // 51: weft.api.v1.TopologyResponse.spaces:type_name -> weft.api.v1.TopologySpace
+	41, // 52: weft.api.v1.TopologyResponse.off:type_name -> weft.api.v1.TopologyOff
+	14, // 53: weft.api.v1.TopologySpace.entity:type_name -> weft.api.v1.Entity
+	43, // 54: weft.api.v1.TopologySpace.devices:type_name -> weft.api.v1.TopologyDevice
+	44, // 55: weft.api.v1.TopologyDevice.under:type_name -> weft.api.v1.TopologyPlace
+	44, // 56: weft.api.v1.TopologyDevice.far:type_name -> weft.api.v1.TopologyPlace
+	45, // 57: weft.api.v1.TopologyDevice.tunnel:type_name -> weft.api.v1.TopologyTunnel
+	46, // 58: weft.api.v1.TopologyDevice.tap:type_name -> weft.api.v1.TopologyTap
+	14, // 59: weft.api.v1.TopologyDevice.behind:type_name -> weft.api.v1.Entity
+	0,  // 60: weft.api.v1.Weft.Observe:input_type -> weft.api.v1.ObserveRequest
+	16, // 61: weft.api.v1.Weft.Ledger:input_type -> weft.api.v1.LedgerRequest
+	27, // 62: weft.api.v1.Weft.Top:input_type -> weft.api.v1.TopRequest
+	30, // 63: weft.api.v1.Weft.Status:input_type -> weft.api.v1.StatusRequest
+	39, // 64: weft.api.v1.Weft.Topology:input_type -> weft.api.v1.TopologyRequest
+	3,  // 65: weft.api.v1.Weft.Observe:output_type -> weft.api.v1.ObserveResponse
+	17, // 66: weft.api.v1.Weft.Ledger:output_type -> weft.api.v1.LedgerResponse
+	28, // 67: weft.api.v1.Weft.Top:output_type -> weft.api.v1.TopResponse
+	31, // 68: weft.api.v1.Weft.Status:output_type -> weft.api.v1.StatusResponse
+	40, // 69: weft.api.v1.Weft.Topology:output_type -> weft.api.v1.TopologyResponse
+	65, // [65:70] is the sub-list for method output_type
+	60, // [60:65] is the sub-list for method input_type
+	60, // [60:60] is the sub-list for extension type_name
+	60, // [60:60] is the sub-list for extension extendee
+	0,  // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_weft_proto_init() }
@@ -4958,7 +5034,7 @@ func file_weft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weft_proto_rawDesc), len(file_weft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
