@@ -142,11 +142,11 @@ func TestEveryTransportReachesTheCollector(t *testing.T) {
 }
 
 func TestUnixSocketsReachTheCollector(t *testing.T) {
-	for _, protocol := range []string{"grpc", "http/protobuf"} {
+	for _, protocol := range []string{"grpc", "http/protobuf", "http/json"} {
 		dir := t.TempDir()
 		socket := filepath.Join(dir, "otlp.sock")
-		logs := new(consumertest.LogsSink)
-		startCollector(t, "", logs, new(consumertest.MetricsSink), func(cfg *otlpreceiver.Config) {
+		logs, metrics := new(consumertest.LogsSink), new(consumertest.MetricsSink)
+		startCollector(t, "", logs, metrics, func(cfg *otlpreceiver.Config) {
 			at := confignet.AddrConfig{Endpoint: socket, Transport: confignet.TransportTypeUnix}
 			other := confignet.AddrConfig{Endpoint: socket + "2", Transport: confignet.TransportTypeUnix}
 			cfg.Protocols.GRPC.Get().NetAddr, cfg.Protocols.HTTP.Get().ServerConfig.NetAddr = at, other
@@ -156,36 +156,46 @@ func TestUnixSocketsReachTheCollector(t *testing.T) {
 		})
 		o := newSink(t, "unix://"+socket, exporter.OTLPConfig{Protocol: protocol, Flush: time.Millisecond})
 		records := corpus(100, 2)
-		export(t, o, flows.Window{Records: records})
+		export(t, o, flows.Window{Records: records, Ledger: flows.Ledger{At: start, Made: 100}})
 		closeSink(t, o)
 		compare(t, received(logs), records)
+		if metrics.DataPointCount() == 0 {
+			t.Errorf("%s: got no metrics", protocol)
+		}
 	}
 }
 
+// What is wrong is said once, and what waited meanwhile arrives when it is mended: the receiver's certificate by a restart
+// of the receiver, the authority's by another file under the same name, without a restart of the agent.
 func TestCertificatesThatCannotBeTrustedSayWhy(t *testing.T) {
-	a, other := newAuthority(t, "ca"), newAuthority(t, "ca")
+	a := newAuthority(t, "ca")
 	a.leaf(t, "expired", -time.Hour, loopback)
 	a.leaf(t, "elsewhere", time.Hour)
 	a.leaf(t, "server", time.Hour, loopback)
-	other.leaf(t, "client", time.Hour)
 	for name, c := range map[string]struct {
-		setup func(*otlpreceiver.Config)
-		ca    *authority
-		want  string
+		setup   func(*otlpreceiver.Config)
+		wrongCA bool
+		want    string
 	}{
-		"expired":       {a.secured("expired", false), a, "certificate has expired"},
-		"name mismatch": {a.secured("elsewhere", false), a, "doesn't contain any IP SANs"},
-		"wrong CA":      {a.secured("server", false), other, "signed by unknown authority"},
-		"plain text":    {nil, a, "http://"},
+		"expired":       {a.secured("expired", false), false, "certificate has expired"},
+		"name mismatch": {a.secured("elsewhere", false), false, "doesn't contain any IP SANs"},
+		"wrong CA":      {a.secured("server", false), true, "signed by unknown authority"},
+		"plain text":    {nil, false, "http://"},
 	} {
 		for _, protocol := range []string{"grpc", "http/protobuf"} {
 			t.Run(name+" "+protocol, func(t *testing.T) {
 				var log lines
-				r := startCollector(t, "", new(consumertest.LogsSink), new(consumertest.MetricsSink), c.setup)
+				logs, trusted := new(consumertest.LogsSink), a
+				if c.wrongCA {
+					trusted = newAuthority(t, "ca")
+				}
+				r := startCollector(t, "", logs, new(consumertest.MetricsSink), c.setup)
 				o := newSink(t, r.at(protocol, true), exporter.OTLPConfig{
-					Protocol: protocol, CA: c.ca.file("ca"), Flush: time.Millisecond, Finish: time.Millisecond, Log: slog.New(slog.NewTextHandler(&log, nil)),
+					Protocol: protocol, CA: trusted.file("ca"), Flush: time.Millisecond, Finish: time.Millisecond, Log: slog.New(slog.NewTextHandler(&log, nil)),
+					Spool: exporter.SpoolConfig{Dir: filepath.Join(t.TempDir(), "spool")},
 				})
-				export(t, o, flows.Window{Records: corpus(10, 1)})
+				records := corpus(10, 1)
+				export(t, o, flows.Window{Records: records})
 				eventually(t, "a line with "+c.want, func() bool { return strings.Contains(log.String(), c.want) })
 				if text := log.String(); !strings.Contains(text, "receiver not reached or busy, retrying") || !strings.Contains(text, "mend=") || strings.Count(text, "\n") != 1 {
 					t.Errorf("got %s, want one line that says how to mend it", text)
@@ -193,6 +203,22 @@ func TestCertificatesThatCannotBeTrustedSayWhy(t *testing.T) {
 				if o.Account().Acknowledged != 0 {
 					t.Errorf("got %+v acknowledged by a receiver that must not be trusted", o.Account())
 				}
+				if c.wrongCA {
+					right, err := os.ReadFile(a.file("ca"))
+					if err == nil {
+						err = os.WriteFile(trusted.file("ca"), right, 0o600)
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					r.stop(t)
+					startCollector(t, r.endpoint, logs, new(consumertest.MetricsSink), a.secured("server", false), func(cfg *otlpreceiver.Config) {
+						cfg.Protocols.HTTP.Get().ServerConfig.NetAddr.Endpoint = r.web
+					})
+				}
+				eventually(t, "the records", func() bool { return o.Account().Acknowledged == 10 })
+				compare(t, received(logs), records)
 			})
 		}
 	}
