@@ -123,7 +123,7 @@ func wrapKey(key string, err error) error {
 // record is acknowledged when a PutResult has its batch's id as app_metadata, or when the
 // stream ended without an error, which for services that answer nothing before happens
 // every 10 seconds. After an error what was not acknowledged is sent again, so a service
-// may see an id twice.
+// may see an id twice; what it will not have is found by sending each batch on a stream of its own.
 type Flight struct {
 	*queue
 
@@ -142,6 +142,7 @@ type Flight struct {
 	gathered time.Time        // since when records wait for a batch; zero: none do
 	unsent   []*putBatch      // to be sent on the next stream, in order
 	stream   *putStream       // nil: none is open
+	alone    int              // so many of unsent go on streams of their own: one of them is refused
 	pause    time.Duration    // after the next failure
 	again    <-chan time.Time // when it is tried again; nil: now
 

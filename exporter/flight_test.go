@@ -33,7 +33,8 @@ type flightService struct {
 	t *testing.T
 	// behave is called before a batch is kept, by its number from 0 on; an error ends the stream.
 	behave func(batch int) error
-	answer bool // to each batch, with its id
+	refuse string // the beginning of the id that is refused, each time; empty: none
+	answer bool   // to each batch, with its id
 
 	mu       sync.Mutex
 	rows     map[string][]map[string]any // by id
@@ -65,6 +66,9 @@ func (s *flightService) DoPut(put flight.FlightService_DoPutServer) error {
 			}
 		}
 		id := string(r.LatestAppMetadata())
+		if s.refuse != "" && strings.HasPrefix(id, s.refuse) {
+			return status.Error(codes.InvalidArgument, "a value is out of range")
+		}
 		s.keep(id, r)
 		if s.answer {
 			if err := put.Send(&flight.PutResult{AppMetadata: []byte(id)}); err != nil {
@@ -259,6 +263,30 @@ func TestFlightFailuresLoseNothingThatCouldBeKept(t *testing.T) {
 				t.Errorf("got state %q, log\n%s\nwant one line with %q, and all well in the end", f.State(), text, c.want)
 			}
 		})
+	}
+}
+
+// The service answers no batch. Of three on one stream it refuses the last, and says so with none of their ids.
+func TestFlightLosesOnlyTheBatchThatIsRefused(t *testing.T) {
+	s := &flightService{refuse: batchID(2, 0)[:16]}
+	var log syncBuffer
+	f := newTestFlight(t, FlightConfig{Endpoint: "grpc://" + s.serve(t, nil).Addr().String()}, slog.New(slog.NewTextHandler(&log, nil)))
+	all := figured(40)
+	for i := range 4 {
+		exportRecords(t, f, all[i*10:i*10+10])
+		eventually(t, "it arrives", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.batches > i })
+	}
+	if err := f.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a := f.Account()
+	requireBalanced(t, a)
+	if a.Acknowledged != 30 || a.Lost["refused"] != 10 {
+		t.Errorf("got account %+v, want 30 acknowledged and 10 refused", a)
+	}
+	requireRows(t, "all but the third", s.all(), wantRows(append(append([]flows.Record{}, all[:20]...), all[30:]...), false))
+	if n := strings.Count(log.String(), "service refuses records, which are not sent again"); n != 1 {
+		t.Errorf("got %d lines of records refused, want one:\n%s", n, log.String())
 	}
 }
 

@@ -172,6 +172,9 @@ func (f *Flight) send(b *putBatch) bool {
 	}
 	b.sent = time.Now()
 	s.unacked, f.unsent = append(s.unacked, b), f.unsent[1:]
+	if f.alone > 0 {
+		s.end()
+	}
 	return true
 }
 
@@ -280,6 +283,7 @@ func (f *Flight) ended(err error) {
 	}
 	s.unacked = nil
 	f.forget()
+	f.alone = max(0, f.alone-1)
 	f.well()
 }
 
@@ -337,10 +341,14 @@ func (f *Flight) failed(err error, sent int) {
 		f.shrink()
 		f.again = time.After(0) // there is no reason to wait
 		return
+	case (a.state == stateTooLarge || a.state == stateRefused) && sent > 1:
+		f.alone = sent // the error does not say which of them it is about
+		f.again = time.After(0)
+		return
 	case a.state == stateTooLarge:
-		f.lose(sent, "too_large", err)
+		f.lose("too_large", err)
 	case a.state == stateRefused:
-		f.lose(sent, "refused", err)
+		f.lose("refused", err)
 	}
 	if a.wait = min(a.wait, maxTold); a.wait == 0 {
 		a.wait = f.pause/2 + rand.N(f.pause/2)
@@ -349,15 +357,16 @@ func (f *Flight) failed(err error, sent int) {
 	f.again = time.After(a.wait)
 }
 
-// lose gives up the first so many of unsent.
-func (f *Flight) lose(sent int, reason string, err error) {
-	records := 0
-	for _, b := range f.unsent[:sent] {
-		records += len(b.records)
+// lose gives up the first of unsent.
+func (f *Flight) lose(reason string, err error) {
+	if len(f.unsent) == 0 {
+		return
 	}
+	records := len(f.unsent[0].records)
 	f.log.Warn("service refuses records, which are not sent again", "reason", reason, "records", records, "err", err)
 	f.queue.settle(0, records, reason)
-	f.unsent = f.unsent[sent:]
+	f.unsent = f.unsent[1:]
+	f.alone = max(0, f.alone-1)
 }
 
 // shrink makes batches half as large, with dictionaries of only what they name.
