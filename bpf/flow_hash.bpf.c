@@ -33,6 +33,40 @@ static __always_inline void add_to(struct hash_flow *f, __u32 packets, __u32 byt
 	f->last = bpf_jiffies64();
 }
 
+/* Has p's connection begun where another one was? A SYN that is sent again is the same. */
+static __always_inline int begins_anew(frame_t *ctx, const struct packet *p,
+				       const struct hash_flow *f)
+{
+	struct tcphdr buf, *tcp;
+
+	if (likely(!(p->flags & TCP_SYN)))
+		return 0;
+	if (f->flags & (TCP_FIN | TCP_RST))
+		return 1;
+	tcp = header(ctx, p->l4, &buf, sizeof(buf), EITHER);
+	return tcp && f->cold.flags & TCP_SYN && f->cold.seq != bpf_ntohl(tcp->seq);
+}
+
+/* Moves what f has to an entry of its own, so that the next connection begins in it. The counts are taken out
+ * by exchange: what another CPU adds meanwhile is in one of the two. Without room they stay together.
+ */
+static __always_inline void put_aside(frame_t *ctx, struct packet *p, void *set, struct hash_key *k,
+				      struct hash_flow *f)
+{
+	struct hash_flow *o;
+
+	k->before = f->cold.seq ?: 1;
+	if (bpf_map_update_elem(set, k, f, BPF_NOEXIST))
+		return;
+	o = bpf_map_lookup_elem(set, k);
+	if (!o)
+		return; /* never: nobody removes it */
+	o->packets = __sync_lock_test_and_set(&f->packets, 0);
+	o->bytes = __sync_lock_test_and_set(&f->bytes, 0);
+	__sync_lock_test_and_set(&f->flags, 0);
+	fill_cold(ctx, p, &f->cold);
+}
+
 static __always_inline int add_flow(frame_t *ctx, struct packet *p, __u32 cpu, __u32 packets,
 				    __u32 bytes)
 {
@@ -45,6 +79,8 @@ static __always_inline int add_flow(frame_t *ctx, struct packet *p, __u32 cpu, _
 		return -1;
 	f = bpf_map_lookup_elem(set, &k);
 	if (f) {
+		if (unlikely(begins_anew(ctx, p, f)))
+			put_aside(ctx, p, set, &k, f);
 		add_to(f, packets, bytes, p->flags);
 		return 0;
 	}

@@ -45,8 +45,8 @@ type FlowHashHashKey struct {
 		Proto uint8
 		Kind  uint8
 	}
-	Vlan uint32
-	Pad  uint32
+	Vlan   uint32
+	Before uint32
 }
 
 // Names of all BPF objects in the ELF.

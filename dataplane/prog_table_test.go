@@ -3,10 +3,13 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -181,20 +184,28 @@ func waitJiffies(t *testing.T, h *harness, n uint64) {
 }
 
 func TestReusedPortIsANewFlow(t *testing.T) {
-	h := newHarness(t, Options{Slots: 1024}, 14)
-	send := func(flags byte, n int) { h.run(flows.HookIngress, frame(ethIPv4, ip4(6, 20), tcp(flags)), n, nil) }
-	send(2, 1)
-	send(16, 5)
-	send(17, 1)
-	send(2, 1)
-	send(16, 2)
-	h.drain()
-	if len(h.last) != 2 {
-		t.Fatalf("flows: got %+v, want two", h.last)
+	for _, backend := range backends {
+		h := newHarness(t, Options{Backend: backend, Slots: 1024}, 14)
+		send := func(flags byte, n int) { h.run(flows.HookIngress, frame(ethIPv4, ip4(6, 20), tcp(flags)), n, nil) }
+		send(2, 1)
+		send(16, 5)
+		send(17, 1)
+		send(2, 1)
+		send(16, 2)
+		h.drain()
+		h.inOrder()
+		if len(h.last) != 2 {
+			t.Fatalf("%s: flows: got %+v, want two", backend, h.last)
+		}
+		if a, b := h.last[0], h.last[1]; a.Packets != 7 || b.Packets != 3 || !a.New || !b.New || a.TCPFlags&1 == 0 || b.TCPFlags&1 != 0 || a.Bytes != 7*b.Bytes/3 {
+			t.Errorf("%s: got %+v and %+v, want 7 packets with FIN, then 3 without", backend, a, b)
+		}
 	}
-	if a, b := h.last[0], h.last[1]; a.Packets != 7 || b.Packets != 3 || !a.New || !b.New || a.TCPFlags&1 == 0 || b.TCPFlags&1 != 0 {
-		t.Errorf("got %+v and %+v, want 7 packets with FIN, then 3 without", a, b)
-	}
+}
+
+// inOrder puts the samples of the last drain in the order in which their flows began.
+func (h *harness) inOrder() {
+	slices.SortFunc(h.last, func(a, b flows.Sample) int { return cmp.Compare(a.First, b.First) })
 }
 
 // TestReusedPortIsANewFlowWhereNoFINPassed: as on a CPU that saw a connection's SYN-ACK,
@@ -226,8 +237,10 @@ func TestReusedPortIsANewFlowWhereNoFINPassed(t *testing.T) {
 // TestReusedPortIsANewFlowBeforeItWasReadOut: a port that is used again at once, on a CPU that saw
 // no end of the first connection.
 func TestReusedPortIsANewFlowBeforeItWasReadOut(t *testing.T) {
-	for name, flags := range map[string]byte{"SYN": 2, "SYN-ACK": 18} {
-		h := newHarness(t, Options{Slots: 1024}, 14)
+	for i, flags := range []byte{2, 18, 2, 18} { // SYN, SYN-ACK
+		backend := backends[i/2]
+		name := fmt.Sprint(backend, " flags ", flags)
+		h := newHarness(t, Options{Backend: backend, Slots: 1024}, 14)
 		send := func(flags byte, seq uint32, n int) {
 			segment := tcp(flags)
 			binary.BigEndian.PutUint32(segment[4:], seq)
@@ -239,6 +252,7 @@ func TestReusedPortIsANewFlowBeforeItWasReadOut(t *testing.T) {
 		send(16, 78, 1)
 		send(flags, 77, 1) // sent again behind what follows it
 		h.drain()
+		h.inOrder()
 		if len(h.last) != 2 {
 			t.Fatalf("%s: got %+v, want two flows", name, h.last)
 		}

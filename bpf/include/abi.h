@@ -327,8 +327,8 @@ _Static_assert(sizeof(struct dns_seen) == 16, "dns_seen layout");
 /* Fallback table. */
 struct hash_key {
 	struct flow_key key;
-	__u32 vlan; /* outer | inner << 12 */
-	__u32 pad;
+	__u32 vlan;   /* outer | inner << 12 */
+	__u32 before; /* a flow that ended before another began with its ports: not 0 */
 };
 _Static_assert(sizeof(struct hash_key) == 48, "hash_key layout");
 
