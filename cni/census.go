@@ -57,6 +57,7 @@ type Census struct {
 	wg        sync.WaitGroup
 	annotated annotated
 	networks  atomic.Pointer[Networks]
+	nameless  atomic.Pointer[[]Nameless]
 
 	// The counting goroutine's.
 	last     *Topology
@@ -188,6 +189,7 @@ func (c *Census) run(ctx context.Context) {
 			if c.opts.Containers && c.readFiles() {
 				c.count(true)
 			}
+			c.noteNameless(time.Now())
 		case <-forget.C:
 			c.resolver.forget(time.Now().UnixNano(), c.topology().domains)
 		}

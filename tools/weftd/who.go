@@ -54,6 +54,11 @@ func (a *agent) namesOff() (all []*api.Capability) {
 		}
 		all = append(all, &api.Capability{Name: "names by " + s.Name, Needs: "its answer", Err: s.Err + "; " + sinceWhen(s)})
 	}
+	if n := a.census.Nameless(); len(n) > 0 {
+		all = append(all, &api.Capability{
+			Name: "names of some containers", Needs: "a runtime that knows them; cni.runtimes says where its socket is", Err: nameless(n),
+		})
+	}
 	if n := a.census.Disputed(); n > 0 {
 		all = append(all, &api.Capability{
 			Name: "names of some ends", Needs: "one holder of the address, or a hop that leads to the holder",
@@ -66,6 +71,24 @@ func (a *agent) namesOff() (all []*api.Capability) {
 		})
 	}
 	return all
+}
+
+// namelessTold is how many containers without a name are told with their ids.
+const namelessTold = 3
+
+// nameless says how many containers have no name, which, and why.
+func nameless(all []cni.Nameless) string {
+	text := fmt.Sprintf("%d have an id only: ", len(all))
+	for i, n := range all[:min(len(all), namelessTold)] {
+		if i > 0 {
+			text += ", "
+		}
+		text += fmt.Sprintf("%.12s (%s)", n.ID, n.Why)
+	}
+	if len(all) > namelessTold {
+		text += " and others"
+	}
+	return text
 }
 
 // sinceWhen says how long a source has not answered, and what that means.
