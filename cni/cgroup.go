@@ -21,6 +21,7 @@ type Container struct {
 	PodUID  string // of Kubernetes
 	Unit    string // the innermost systemd unit: a service or a scope
 	Sandbox string // the id that the runtime's shim was started for: of the pod's first container
+	Address string // of the containerd that the shim tells of: a socket
 
 	Since time.Time // when the oldest process in there that tells of it began, to the kernel's tick of 10 ms
 
@@ -148,6 +149,7 @@ type shim struct {
 	group   string // containerd's namespace
 	id      string // of the container or pod that it was started for
 	sandbox string // gvisor, kata: the runtime that it speaks to; empty: none
+	address string // the socket of its containerd
 	comm    string
 }
 
@@ -223,6 +225,7 @@ func shimArgs(comm string, args []string) (shim, bool) {
 		return s, s.id != ""
 	}
 	s.runtime, s.group, s.id = "containerd", option(args, "-namespace", "--namespace"), option(args, "-id", "--id")
+	s.address = bounded(option(args, "-address", "--address"))
 	if s.group == "moby" {
 		s.runtime = "docker"
 	}
@@ -237,7 +240,7 @@ func shimArgs(comm string, args []string) (shim, bool) {
 
 // confirm adds what the shim above the process says.
 func (c *Container) confirm(s shim) {
-	c.Group, c.Sandbox = s.group, s.id
+	c.Group, c.Sandbox, c.Address = s.group, s.id, s.address
 	switch {
 	case c.ID == "": // --ignore-cgroups, or a cgroup that the user chose
 		c.ID, c.Runtime, c.Confidence, c.Why = s.id, s.runtime, 85, "child of "+s.comm+", cgroup silent"

@@ -58,7 +58,7 @@ func TestShimConfirmsTheRuntime(t *testing.T) {
 		args []string
 		want shim
 	}{
-		"containerd": {"containerd-shim", []string{"/usr/bin/containerd-shim-runc-v2", "-namespace", "k8s.io", "-id", id, "-address", "/x"}, shim{runtime: "containerd", group: "k8s.io", id: id}},
+		"containerd": {"containerd-shim", []string{"/usr/bin/containerd-shim-runc-v2", "-namespace", "k8s.io", "-id", id, "-address", "/x"}, shim{runtime: "containerd", group: "k8s.io", id: id, address: "/x"}},
 		"docker":     {"containerd-shim", []string{"containerd-shim-runc-v2", "-namespace", "moby", "-id", id}, shim{runtime: "docker", group: "moby", id: id}},
 		"kata":       {"containerd-shim", []string{"/opt/kata/bin/containerd-shim-kata-v2", "-namespace", "k8s.io", "-id", id}, shim{runtime: "containerd", group: "k8s.io", id: id, sandbox: "kata"}},
 		"gvisor":     {"containerd-shim", []string{"containerd-shim-runsc-v1", "-namespace", "k8s.io", "-id", id}, shim{runtime: "containerd", group: "k8s.io", id: id, sandbox: "gvisor"}},

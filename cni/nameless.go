@@ -17,6 +17,7 @@ const namelessFor = askFor
 type Nameless struct {
 	ID      string
 	Runtime string    // by its cgroup; empty: that does not say
+	Address string    // the socket of the containerd that its shim tells of; empty: none is known
 	Met     time.Time // when it was met
 	Why     string    // what each of those who may know it said
 }
@@ -47,7 +48,7 @@ func (c *Census) noteNameless(now time.Time) {
 			if !asked || now.Sub(met) < namelessFor || c.knows(&ct) || slices.ContainsFunc(all, func(n Nameless) bool { return n.ID == ct.ID }) {
 				continue
 			}
-			all = append(all, Nameless{ID: ct.ID, Runtime: ct.Runtime, Met: met})
+			all = append(all, Nameless{ID: ct.ID, Runtime: ct.Runtime, Address: ct.Address, Met: met})
 		}
 	}
 	slices.SortFunc(all, func(a, b Nameless) int { return strings.Compare(a.ID, b.ID) })
@@ -88,7 +89,11 @@ func (c *Census) whyNameless(n *Nameless) string {
 		}
 	}
 	if len(said) == 0 {
-		return "there is no runtime's socket at " + strings.Join(absent, " or ")
+		said = append(said, "there is no runtime's socket at "+strings.Join(absent, " or "))
+	}
+	// In a pod the same socket may have another path.
+	if n.Address != "" && !slices.ContainsFunc(c.runtimes, func(r *runtimeSource) bool { return r.socket == n.Address }) {
+		said = append(said, "its shim is of "+n.Address)
 	}
 	return strings.Join(said, "; ")
 }

@@ -65,6 +65,31 @@ func TestWhyAContainerHasNoNameIsTold(t *testing.T) {
 	}
 }
 
+func TestSocketThatIsNotAskedIsTold(t *testing.T) {
+	met := time.Now()
+	s, ok := shimArgs("containerd-shim", []string{"/usr/bin/containerd-shim-runc-v2", "-namespace", "k8s.io", "-id", "c1", "-address", "/run/other.sock"})
+	if !ok {
+		t.Fatal("no shim by its arguments")
+	}
+	ct := Container{ID: "c1"}
+	ct.confirm(s)
+	c := namelessCensus(t, met, ct)
+	asked := newRuntimeSource("/run/here.sock", quiet(), func() {})
+	asked.say(quiet(), nil)
+	c.runtimes = []*runtimeSource{asked}
+	why := func() string {
+		c.noteNameless(met.Add(namelessFor))
+		return c.Nameless()[0].Why
+	}
+	if got, want := why(), "/run/here.sock answers and does not list it; its shim is of /run/other.sock"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	asked.socket = "/run/other.sock"
+	if got, want := why(), "/run/other.sock answers and does not list it"; got != want {
+		t.Errorf("once it is asked: got %q, want %q", got, want)
+	}
+}
+
 func TestWhyDockersContainerHasNoNameIsTold(t *testing.T) {
 	met := time.Now()
 	c := namelessCensus(t, met, Container{ID: "c1", Runtime: "docker"})

@@ -154,6 +154,9 @@ func (c *cluster) saysAllWell(t *testing.T, n string, known []string) {
 		t.Fatal(err)
 	}
 	for _, o := range status.Off {
+		if o.Name == "names of some containers" && !strings.Contains(o.Err, c.dir) {
+			continue // of another cluster on this machine: its shims tell of other sockets
+		}
 		if !slices.Contains(known, o.Name) {
 			t.Errorf("on %s: %s is off in the pod and not outside: it needs %s: %s", n, o.Name, o.Needs, o.Err)
 		}
