@@ -383,6 +383,8 @@ func (t *tracker) tell(body []byte, kind uint16, listed bool, now int64) {
 	case kind == ctDelete:
 		if ok {
 			t.end(to.Opened, zone, now)
+		} else {
+			t.places.stranger(pack(to.Opened), now)
 		}
 	case ok:
 		t.add(to, zone, now, t.list, listed)

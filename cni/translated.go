@@ -25,6 +25,7 @@ type translated struct {
 	unheard bool
 	// crossed: a connection that is not translated may have the ends between the translations.
 	crossed bool
+	alone   bool // nobody is known to have had its ends for a lag before it: began is that much earlier
 	told    bool // that it ended; else what came in its place says so
 }
 
@@ -58,6 +59,14 @@ func (e *translated) next(k packed) *uint32 {
 		}
 	}
 	return nil
+}
+
+// seen is when it had begun at the latest, by its word alone.
+func (e *translated) seen() int64 {
+	if e.alone {
+		return e.began.before + lag
+	}
+	return e.began.before
 }
 
 // packed is a flows.Key without pointers, IPv4 in its mapped form. proto 0: none.

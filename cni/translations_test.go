@@ -83,6 +83,18 @@ func TestATranslationHoldsInItsTime(t *testing.T) {
 		{"the next one was read late", func(x *tracker) { x.hears(10, one, 0, 0); x.readLate(12, 20, two, 0) }, toService, 13, 18, ""},
 		{"one that is not translated was read late", func(x *tracker) { x.hears(10, one, 0, 0); x.readLate(12, 20, plain, 0) }, toOne, 13, 18, ""},
 		{"it was read late itself", func(x *tracker) { x.readLate(12, 20, one, 0) }, toService, 13, 25, oneBackend},
+		{"it was read late itself, and nobody had its ends before", func(x *tracker) { x.readLate(12, 20, one, 0) }, toService, 11.1, 25, oneBackend},
+		{"long before all that was read late", func(x *tracker) { x.readLate(12, 20, one, 0) }, toService, 10.9, 25, ""},
+		{"read late, after one that is not translated", func(x *tracker) {
+			x.hears(11, tracked(aClient, aService, aService, 0), 0, 0)
+			x.readLate(12, 20, one, 0)
+		}, toService, 11.1, 25, ""},
+		{"read late, after the end of one that was not translated", func(x *tracker) {
+			x.hears(11, tracked(aClient, aService, aService, 0), ctDelete, 0)
+			x.readLate(12, 20, one, 0)
+		}, toService, 11.1, 25, ""},
+		{"read late, after one with the ends it is sent with", func(x *tracker) { x.hears(11, plain, ctDelete, 0); x.readLate(12, 20, one, 0) }, toService, 11.1, 25, ""},
+		{"read late, after another one", func(x *tracker) { x.hears(3, two, 0, 0); x.hears(4, two, ctDelete, 0); x.readLate(12, 20, one, 0) }, toService, 11.1, 25, ""},
 		{"nothing was read since", func(x *tracker) { x.hears(10, one, 0, 0); x.heard.Store(nanos(12)) }, toService, 11, 14, ""},
 		{"nothing was read since, before", func(x *tracker) { x.hears(10, one, 0, 0); x.heard.Store(nanos(12)) }, toService, 11, 13, oneBackend},
 		{"still listed then", func(x *tracker) { x.again2(one, one) }, toService, 11, 35, oneBackend},
