@@ -77,6 +77,7 @@ func (c *Census) Annotate(r *flows.Record) {
 	if r.Destination == nil {
 		r.Destination = c.end(r, false)
 	}
+	c.noteApart(r)
 }
 
 // Refused is how many times an address was not noted, since there was no room for it.

@@ -305,7 +305,9 @@ func (t *tracker) close() {
 		unix.Close(t.fd)
 		t.fd = -1
 	}
-	t.lose(t.heard.Load())
+	if heard := t.heard.Swap(0); heard != 0 { // nobody waits for what does not come
+		t.lose(heard)
+	}
 }
 
 // ask asks for the next part of the list; the kernel gives one at a time.

@@ -22,6 +22,9 @@ func (c *Census) Translation(scope flows.Scope, k flows.Key, first, last int64, 
 	return c.nat.find(func(space uint64) bool { return c.resolver.domain(space) == domain }, k, first, last, opens)
 }
 
+// Late implements [flows.Translations]: somewhere not all has been read that came until then.
+func (c *Census) Late(at int64) bool { return c.nat != nil && c.nat.late(at) }
+
 // translation is that of a record's connection. One whose views are kept apart may be any
 // of them.
 func (c *Census) translation(r *flows.Record) (flows.Translation, bool) {

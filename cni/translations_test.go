@@ -114,6 +114,32 @@ func TestATranslationHoldsInItsTime(t *testing.T) {
 	}
 }
 
+// TestWhatWasNotReadIsLate, until it is read or nobody reads any more.
+func TestWhatWasNotReadIsLate(t *testing.T) {
+	c := newConntrack(quiet(), nil)
+	read, slow := followed(), followed()
+	c.known.Store(&[]*tracker{read, slow})
+	read.heard.Store(nanos(20))
+	slow.heard.Store(nanos(12))
+	for at, want := range map[float64]bool{12: false, 13: false, 13.1: true, 21: true} {
+		if got := c.late(nanos(at)); got != want {
+			t.Errorf("at %v s: got %t, want %t", at, got, want)
+		}
+	}
+	slow.fd = -1
+	slow.close()
+	if c.late(nanos(21)) {
+		t.Error("a namespace that is not followed any more is waited for")
+	}
+	if _, ok := slow.of(tracking(aClient, aService), nanos(13), nanos(14)); ok || slow.sure != nanos(12) {
+		t.Errorf("what it may miss: got from %d, %t, want from 12 s on", slow.sure, ok)
+	}
+	slow.close()
+	if slow.sure != nanos(12) {
+		t.Errorf("closed twice: got %d, want 12 s", slow.sure)
+	}
+}
+
 // TestAPortUsedAgainAtOnce: only who saw the connection open can tell it from one that went
 // on while its translation was made anew, and from the one before.
 func TestAPortUsedAgainAtOnce(t *testing.T) {
@@ -427,6 +453,8 @@ type atNamespaces struct{ *conntrack }
 func (a atNamespaces) Translation(_ flows.Scope, k flows.Key, first, last int64, opens bool) (flows.Translation, bool) {
 	return a.find(anywhere, k, first, last, opens)
 }
+
+func (a atNamespaces) Late(at int64) bool { return a.late(at) }
 
 // BenchmarkWorstDrain is the longest drain while 100,000 conversations, all that 110
 // namespaces translate among them, begin in one second and fall silent.

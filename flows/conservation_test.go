@@ -90,6 +90,9 @@ func (oneForTwo) Translation(_ Scope, k Key, first, _ int64, _ bool) (to Transla
 	return Translation{Opened: at(1), Sent: at(2)}, true
 }
 
+// Late is so every other second, whatever was sent on.
+func (oneForTwo) Late(at int64) bool { return at/1e9%2 == 0 }
+
 // key is a random direction of one of some 300 conversations, some of them odd.
 func (w *wire) key() Key {
 	a := netip.AddrFrom4([4]byte{10, 0, 0, byte(w.rnd.IntN(6))})

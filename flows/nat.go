@@ -17,6 +17,9 @@ type Translations interface {
 	// where k may have meant two connections in that time. opens: the packet that opened it
 	// is among them. It must not block.
 	Translation(scope Scope, k Key, first, last int64, opens bool) (Translation, bool)
+	// Late reports whether the translation of packets of that time (Unix nanoseconds) may
+	// become known soon, since not all that came has been read. It must not block.
+	Late(at int64) bool
 }
 
 // Translation is a connection as who opened it sent it, and as it was sent on at last. All

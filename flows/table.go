@@ -78,6 +78,7 @@ type Table struct {
 	examples exemplars
 
 	translations Translations
+	late         bool // translations of packets before this drain may still become known
 	apart        bool
 	ids          connIndex
 
@@ -134,6 +135,7 @@ func NewTable(o TableOptions) *Table {
 // record ends without another.
 func (t *Table) Fold(b Batch) (w Window, done bool) {
 	t.clock(b.At)
+	t.late = t.translations != nil && !t.apart && t.translations.Late(b.At.UnixNano())
 	for rest := b.Flows; len(rest) > 0; {
 		n := min(len(rest), lookahead)
 		t.foldSome(rest[:n])
@@ -313,7 +315,7 @@ func (t *Table) expire(i uint32, left *int) {
 	switch {
 	case !c.is(convLive):
 	case c.drain != t.drain && c.finished():
-		if over || !t.busy(c, func(p *conversation) bool { return p.drain == t.drain }) {
+		if !t.waits(c, c.last) && (over || !t.busy(c, func(p *conversation) bool { return p.drain == t.drain })) {
 			t.close(i, EndOfFlow)
 		}
 	case !c.is(convGained):
@@ -327,7 +329,7 @@ func (t *Table) expire(i uint32, left *int) {
 		if t.hand == 0 {
 			t.hand = i
 		}
-	case !over && t.busy(c, func(p *conversation) bool { return t.now-p.last < t.idle }):
+	case !over && t.busy(c, func(p *conversation) bool { return t.now-p.last < t.idle }), t.waits(c, min(c.last+t.idle, c.opened+t.active)):
 	default:
 		*left--
 		why := EndActiveTimeout

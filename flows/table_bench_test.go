@@ -182,6 +182,8 @@ func (m tracked10k) Translation(_ Scope, k Key, _, _ int64, _ bool) (Translation
 	return t, ok
 }
 
+func (tracked10k) Late(int64) bool { return false }
+
 // BenchmarkTranslated is what a connection to a Service costs from its first sample to
 // its record: 8,000 of two views, one hop each; joined by tracking, not joined, and not
 // translated but asked for.

@@ -25,6 +25,8 @@ func (all *tracking) Translation(_ Scope, k Key, _, _ int64, _ bool) (Translatio
 	return Translation{}, false
 }
 
+func (*tracking) Late(int64) bool { return false }
+
 const (
 	aClient, aNode, aService, aBackend = "10.9.0.5:40000", "10.1.0.1:1024", "10.96.0.1:80", "10.0.0.7:8080"
 )
@@ -89,6 +91,8 @@ func (w whenOpened) Translation(_ Scope, _ Key, first, _ int64, opens bool) (Tra
 	w[first] = opens
 	return Translation{}, false
 }
+
+func (whenOpened) Late(int64) bool { return false }
 
 func TestOnlyTheFirstRecordsPacketsOpenAConnection(t *testing.T) {
 	asked := whenOpened{}
