@@ -21,9 +21,10 @@ type Latencies struct {
 	At   time.Time
 	All  []flows.Latency // nil: nothing is measured
 	Left flows.TCPAccount
+	Who  []flows.NamedServer // the servers of All, as far as known
 }
 
-func latenciesOf(w flows.Window) Latencies { return Latencies{w.End, w.Latencies, w.TCP} }
+func latenciesOf(w flows.Window) Latencies { return Latencies{w.End, w.Latencies, w.TCP, w.Servers} }
 
 // leftFigures are what measuring TCP left out, as Prometheus (with _total) and
 // OTLP (with dots) both export it.

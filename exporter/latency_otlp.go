@@ -40,7 +40,10 @@ func (e encoder) latencyBatches(l Latencies) []*colmetrics.ExportMetricsServiceR
 	for part := range slices.Chunk(some, maxBatchPoints) {
 		batches = append(batches, e.metricsRequest(e.histograms(part, s.at)))
 	}
-	return batches
+	if e.partial {
+		return batches // of servers whose records it does not get
+	}
+	return append(batches, e.serverBatches(l, some)...)
 }
 
 // histograms are the metrics of all, in the order of their first measure.

@@ -67,6 +67,7 @@ func (c *latencyCollector) Describe(ch chan<- *prometheus.Desc) {
 		ch <- d
 	}
 	ch <- c.over
+	ch <- serverInfo
 }
 
 // Collect sends the latest histograms.
@@ -93,6 +94,9 @@ func (c *latencyCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(c.left[i], prometheus.CounterValue, float64(f.of(&latest.Left)))
 	}
 	ch <- prometheus.MustNewConstMetric(c.over, prometheus.GaugeValue, float64(over))
+	for _, n := range latest.named(some) {
+		ch <- prometheus.MustNewConstMetric(serverInfo, prometheus.GaugeValue, 1, serverLabels(&n)...)
+	}
 }
 
 // histogram is a native histogram with classic buckets.

@@ -58,9 +58,12 @@ func allMeasures() []flows.Latency {
 // scrape is what a Prometheus that asks for protobuf reads of all.
 func scrape(t *testing.T, all []flows.Latency) map[string]*dto.MetricFamily {
 	t.Helper()
-	url := startWeb(t, WebOptions{
-		Ledger: func() flows.Ledger { return flows.Ledger{} }, Latencies: func() Latencies { return Latencies{All: all, Left: left} },
-	})
+	return scrapeAll(t, func() Latencies { return Latencies{All: all, Left: left} })
+}
+
+func scrapeAll(t *testing.T, latest func() Latencies) map[string]*dto.MetricFamily {
+	t.Helper()
+	url := startWeb(t, WebOptions{Ledger: func() flows.Ledger { return flows.Ledger{} }, Latencies: latest})
 	_, body, header := fetch(t, url+"/metrics", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited")
 	families := map[string]*dto.MetricFamily{}
 	for dec := expfmt.NewDecoder(strings.NewReader(body), expfmt.ResponseFormat(header)); ; {

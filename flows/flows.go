@@ -72,6 +72,8 @@ type Window struct {
 	// in this window. They belong to the window.
 	Latencies []Latency
 	TCP       TCPAccount // what measuring TCP left out; meaningful with Latencies
+	// Servers is who the servers of Latencies are, as far as that is known.
+	Servers []NamedServer
 	// DNS is what is known of resolvers now, not written to afterwards; nil: DNS was
 	// not read, or not in this window.
 	DNS *DNSFigures

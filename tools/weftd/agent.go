@@ -42,6 +42,7 @@ type agent struct {
 	outlets []outlet          // of exporter.otlp, if it has an endpoint, and of exporter.sinks
 	printer *exporter.Print   // nil: no -print
 	stages  *exporter.Stages  // of the agent itself; nil: no /metrics
+	servers flows.Servers     // of the drain's goroutine
 	traffic *exporter.Traffic // nil: exporter.prometheus.pairs is 0
 	drops   *exporter.Drops   // nil: not traced
 	dns     *exporter.DNS     // nil: not read
@@ -205,6 +206,7 @@ func (a *agent) watch(b *flows.Batch) {
 func (a *agent) deliver(w flows.Window) {
 	began := time.Now()
 	a.name(w.Records)
+	a.servers.Name(&w)
 	a.stages.Done(exporter.StageName, began, 0)
 	if a.traffic != nil {
 		a.traffic.Add(w.Records, w.End)
@@ -216,7 +218,7 @@ func (a *agent) deliver(w flows.Window) {
 		w.Ledger.Sinks = append(w.Ledger.Sinks, s.Account())
 	}
 	a.audit.check(&w.Ledger, a.log)
-	a.export(flows.Window{End: w.End, Ledger: w.Ledger, Latencies: w.Latencies, TCP: w.TCP})
+	a.export(flows.Window{End: w.End, Ledger: w.Ledger, Latencies: w.Latencies, TCP: w.TCP, Servers: w.Servers})
 	a.conversations.Store(int64(a.table.Conversations()))
 	now := time.Now()
 	a.trim(now)

@@ -39,6 +39,15 @@ func TestHealthReachesFlowctlAndMetrics(t *testing.T) {
 		return nil
 	})
 	h.exemplified(t, out)
+	// The server is a namespace that nothing but its name tells of, on this node, and who listens there.
+	info := regexp.MustCompile(`(?m)^weft_server_info{.*node="[^"]+".*server_address="` + regexp.QuoteMeta(thereAddr) + `",server_port="8080",.*} 1$`)
+	h.eventually(t, "the server has a name", func() error {
+		text, err := h.get(t, "/metrics")
+		if err == nil && len(info.FindAllString(text, -1)) != 1 {
+			err = fmt.Errorf("no %s", info)
+		}
+		return err
+	})
 	var r map[string]any
 	line, _, _ := strings.Cut(out, "\n")
 	if err := json.Unmarshal([]byte(line), &r); err != nil {
