@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -201,7 +202,11 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 		if o.metrics, err = newLink("metrics", metrics, c, &o.queue.stages); err != nil {
 			return nil, errors.Join(err, o.Close(context.Background()))
 		}
-		every := cmp.Or(c.Metrics, 10*time.Second)
+		asked, _ := exportInterval(c.getenv()) // resolve has judged it
+		every := cmp.Or(c.Metrics, asked, 10*time.Second)
+		if want := c.getenv()(envAggregation); want != "" && !strings.EqualFold(want, exponential) {
+			o.metrics.log.Warn("histograms stay exponential, since they are counted so in the kernel", envAggregation, want)
+		}
 		o.work.Go(func() { o.sendMetrics(every) })
 	}
 	return o, nil

@@ -94,13 +94,33 @@ func (c OTLPConfig) resolve() (logs, metrics target, resource map[string]string,
 			errs = append(errs, fmt.Errorf("%s=%w", envTemporality, err))
 		}
 	}
+	_, err = exportInterval(getenv)
+	errs = append(errs, err)
 	resource, err = c.resource(getenv)
 	errs = append(errs, err)
 	return logs, metrics, resource, joinDistinct(errs)
 }
 
-// envTemporality is the variable for the temporality of metrics.
-const envTemporality = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+// Variables of metrics alone.
+const (
+	envTemporality = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+	envInterval    = "OTEL_METRIC_EXPORT_INTERVAL"
+	envAggregation = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+	exponential    = "base2_exponential_bucket_histogram"
+)
+
+// exportInterval is how often metrics leave by the environment; 0: it does not say.
+func exportInterval(getenv func(string) string) (time.Duration, error) {
+	text := strings.TrimSpace(getenv(envInterval))
+	if text == "" {
+		return 0, nil
+	}
+	ms, err := strconv.ParseUint(text, 10, 31)
+	if err != nil || ms == 0 {
+		return 0, fmt.Errorf("%s=%s: want milliseconds, for instance 60000", envInterval, text)
+	}
+	return time.Duration(ms) * time.Millisecond, nil
+}
 
 // joinDistinct joins errors; a variable that both signals read is wrong once.
 func joinDistinct(errs []error) error {

@@ -9,13 +9,18 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"weft/flows"
 )
 
 func env(pairs ...string) func(string) string {
@@ -225,6 +230,49 @@ func TestSettingsInForceAreThoseOfVariablesAndDefaults(t *testing.T) {
 		got := c.config.InForce()
 		if have := [3]string{got.Endpoint, got.Protocol, got.Compression}; have != c.want {
 			t.Errorf("%s: got %q, want %q", name, have, c.want)
+		}
+	}
+}
+
+func TestMetricsLeaveAsOftenAsTheVariableSays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, log := &receiver{}, syncBuffer{}
+		o := r.start(t, OTLPConfig{Getenv: env(envInterval, "2500", envAggregation, "explicit_bucket_histogram"), Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if err := o.Export(t.Context(), flows.Window{Ledger: fullLedger()}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10100 * time.Millisecond)
+		synctest.Wait()
+		if n := len(r.metrics.requests); n != 4 {
+			t.Errorf("got %d requests in 10 s, want one each 2.5 s", n)
+		}
+		says(t, envAggregation, log.String(), "histograms stay exponential")
+	})
+	for text, want := range map[string]string{"0": envInterval, "10s": envInterval, "-1": envInterval, "60000": ""} {
+		err := OTLPConfig{Endpoint: "http://collector:4317", Getenv: env(envInterval, text)}.Check()
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want+"="+text)) {
+			t.Errorf("%s: got %v, want an error that names %q", text, err, want)
+		}
+	}
+}
+
+// Every variable of the OTLP exporter is in the table of DESIGN.md, with the test that shows it or with the reason why it has none.
+func TestEveryVariableOfTheExporterIsInTheTable(t *testing.T) {
+	_, table, _ := strings.Cut(read(t, "DESIGN.md"), "\n## The variables of OpenTelemetry")
+	table, _, _ = strings.Cut(table, "\n## ")
+	tests := read(t, "*_test.go") + read(t, "receivertest/*_test.go") + read(t, "../tools/weftd/*_test.go")
+	for _, name := range []string{
+		"ENDPOINT", "INSECURE", "CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE", "HEADERS", "COMPRESSION", "TIMEOUT", "PROTOCOL",
+		"METRICS_TEMPORALITY_PREFERENCE", "METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME",
+		"OTEL_METRIC_EXPORT_INTERVAL", "OTEL_SDK_DISABLED", "HTTPS_PROXY",
+	} {
+		if !strings.Contains(table, "`"+name+"`") {
+			t.Errorf("got no %s in the table", name)
+		}
+	}
+	for _, m := range regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(table, -1) {
+		if !strings.Contains(tests, "\nfunc "+m[1]+"(t *testing.T)") {
+			t.Errorf("got %s in the table, want a test that there is", m[1])
 		}
 	}
 }

@@ -188,12 +188,6 @@ func (h *house) own(t *testing.T) (sums map[series]float64, histograms map[serie
 	return sums, histograms, nil
 }
 
-// perSink are the series about records that exist or differ with each export: the
-// receiver's are one export behind. Everything else must agree in the end.
-func perSink(at series) bool {
-	return strings.HasPrefix(at.name, "weft_ledger_records_") || strings.HasPrefix(at.name, "weft_ledger_unbalanced")
-}
-
 // agree waits until the receiver's sums and histograms are the agent's own.
 func (h *house) agree(t *testing.T, theirs func() (map[series]float64, map[series]histogram, error)) {
 	t.Helper()
@@ -209,9 +203,6 @@ func (h *house) agree(t *testing.T, theirs func() (map[series]float64, map[serie
 		}
 		compared = 0
 		for at, want := range wantSums {
-			if perSink(at) {
-				continue
-			}
 			if got, ok := gotSums[at]; !ok || got != want {
 				return fmt.Errorf("%v: got %v (there: %v), want %v; the receiver has %v", at, got, ok, want, gotSums)
 			}
@@ -391,7 +382,21 @@ func TestCollectorsFilesHaveWhatFlowctlShows(t *testing.T) {
 	rx0, tx0 := h.counters(t)
 	w := h.start(t, quick, "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317")
 	h.traffic(t)
-	want, l := h.finish(t, w, rx0+tx0)
+	rtts, handshakes := uint64(0), uint64(0)
+	want, l := h.finish(t, w, rx0+tx0, func() {
+		_, histograms, err := h.own(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for at, g := range histograms {
+			switch at.name {
+			case "weft_tcp_rtt_seconds":
+				rtts += uint64(g.count)
+			case "weft_tcp_handshake_duration_seconds":
+				handshakes += uint64(g.count)
+			}
+		}
+	})
 	var got []map[string]any
 	h.eventually(t, "the file has every record", func() (err error) {
 		if got, err = filed(filepath.Join(h.dir, "logs.jsonl")); err == nil && len(got) < len(want) {
@@ -409,13 +414,80 @@ func TestCollectorsFilesHaveWhatFlowctlShows(t *testing.T) {
 	if in := l.inFlows(); packets != in {
 		t.Errorf("got %d packets in the file's records, want the %d that the ledger has in flows", packets, in)
 	}
-	text, err := os.ReadFile(filepath.Join(h.dir, "metrics.jsonl"))
-	for _, name := range []string{"weft.ledger.seen.packets", "weft.ledger.records.acknowledged", "weft.tcp.rtt"} {
-		if err != nil || !regexp.MustCompile(`"name":"`+regexp.QuoteMeta(name)+`"`).Match(text) {
-			t.Errorf("metrics: error %v, want %s in %.500s", err, name, text)
+	figures := filedFigures(t, filepath.Join(h.dir, "metrics.jsonl"))
+	for name, want := range map[string]uint64{
+		"weft.ledger.seen.packets": l.packets(), "weft.ledger.flows.packets": l.inFlows(), "weft.ledger.recorded.packets": l.inFlows(), "weft.ledger.open.packets": 0,
+		"weft.ledger.records.made": l.Records.Made, "weft.ledger.records.acknowledged otlp": l.Records.Made, "weft.ledger.records.waiting otlp": 0,
+		"weft.tcp.rtt": rtts, "weft.tcp.handshake.duration": handshakes,
+	} {
+		if got, ok := figures[name]; !ok || got != want || want == 0 && !strings.Contains(name, ".open.") && !strings.Contains(name, ".waiting") {
+			t.Errorf("%s: got %d (there: %v), want %d; all: %v", name, got, ok, want, figures)
 		}
 	}
-	t.Logf("%d records and their %d packets agree", len(got), packets)
+	t.Logf("%d records and their %d packets agree, and %d figures", len(got), packets, len(figures))
+}
+
+// filedFigures is by metric, and of those of records by sink, the sum of the latest points of all series, and of histograms
+// the number of times.
+func filedFigures(t *testing.T, path string) map[string]uint64 {
+	t.Helper()
+	type points struct {
+		DataPoints []struct {
+			Attributes []struct {
+				Key   string
+				Value struct{ StringValue string }
+			}
+			TimeUnixNano, AsInt, Count string
+		}
+	}
+	var file struct {
+		ResourceMetrics []struct {
+			ScopeMetrics []struct {
+				Metrics []struct {
+					Name                      string
+					Sum, ExponentialHistogram points
+				}
+			}
+		}
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	latest, at := map[string]uint64{}, map[string]string{}
+	for line := range bytes.Lines(text) {
+		file.ResourceMetrics = nil
+		if err := json.Unmarshal(line, &file); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range file.ResourceMetrics[0].ScopeMetrics[0].Metrics {
+			for _, p := range append(m.Sum.DataPoints, m.ExponentialHistogram.DataPoints...) {
+				key, sink := m.Name, ""
+				for _, a := range p.Attributes {
+					if key += "\x00" + a.Key + a.Value.StringValue; a.Key == "weft.ledger.sink" {
+						sink = " " + a.Value.StringValue
+					}
+				}
+				n, err := strconv.ParseUint(cmp.Or(p.AsInt, p.Count), 10, 64)
+				if err != nil {
+					t.Fatalf("%s: %v", m.Name, err)
+				}
+				if key = m.Name + sink + "\x00" + key; p.TimeUnixNano >= at[key] {
+					latest[key], at[key] = n, p.TimeUnixNano
+				}
+			}
+		}
+	}
+	sums, last := map[string]uint64{}, ""
+	for _, t := range at {
+		last = max(last, t)
+	}
+	for key, n := range latest {
+		if name, _, _ := strings.Cut(key, "\x00"); at[key] == last { // else it is no longer told: a point that has gone
+			sums[name] += n
+		}
+	}
+	return sums
 }
 
 func (l ledgerAnswer) inFlows() (n uint64) {
@@ -435,7 +507,7 @@ func (l ledgerAnswer) open() (n uint64) {
 
 // finish stops the agent when every record is acknowledged and all that the device counted since before
 // is in them: what flowctl showed, and the ledger.
-func (h *house) finish(t *testing.T, w *weftd, before uint64) (shown []map[string]any, l ledgerAnswer) {
+func (h *house) finish(t *testing.T, w *weftd, before uint64, look func()) (shown []map[string]any, l ledgerAnswer) {
 	t.Helper()
 	h.eventually(t, "every record is acknowledged and nothing is open", func() error {
 		l, _ = h.ledger(t)
@@ -445,6 +517,7 @@ func (h *house) finish(t *testing.T, w *weftd, before uint64) (shown []map[strin
 		return nil
 	})
 	shown = h.shown(t)
+	look()
 	w.signal(t, syscall.SIGTERM)
 	if code := w.wait(t); code != exitFine {
 		t.Errorf("SIGTERM: got exit code %d, want 0", code)
@@ -580,7 +653,7 @@ func TestDuckDBReadsEveryRecord(t *testing.T) {
 	rx0, tx0 := h.counters(t)
 	w := h.start(t, quick+"exporter: {sinks: {lake: {parquet: {dir: "+dir+", age: 1s}}}}\n")
 	h.traffic(t)
-	want, l := h.finish(t, w, rx0+tx0)
+	want, l := h.finish(t, w, rx0+tx0, func() {})
 	from := fmt.Sprintf("from read_parquet('%s/*.parquet')", dir)
 	var got []map[string]any
 	for _, r := range duck(t, `select "source.address", "source.port", "destination.address", "destination.port", "network.transport",
