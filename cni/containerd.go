@@ -23,6 +23,7 @@ const (
 	labelContainer = "io.kubernetes.container.name"
 	labelKind      = "io.cri-containerd.kind"
 	kubeGroup      = "k8s.io" // the namespace of containerd that CRI uses
+	dockerGroup    = "moby"   // the one that Docker uses, which keeps the names to itself: onDisk has them
 	maxGroups      = 64       // namespaces of containerd that are looked into
 )
 
@@ -58,7 +59,7 @@ func listContainerd(ctx context.Context, conn *grpc.ClientConn, into map[string]
 	looked := 0
 	return eachField(groups, fieldItem, func(item []byte) error {
 		group, err := text(item, fieldName)
-		if err != nil || group == kubeGroup && haveCRI {
+		if err != nil || group == dockerGroup || group == kubeGroup && haveCRI {
 			return err
 		}
 		if looked++; looked > maxGroups {

@@ -29,7 +29,7 @@ type halfRuntime struct {
 type answers struct {
 	badCRI, badNative func(context.Context) error // nil: it answers
 	containers        []*cri.Container
-	native            string // container in containerd's namespace moby
+	native            string // container in containerd's namespace nerdctl
 }
 
 func hang(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
@@ -66,7 +66,7 @@ func (h *halfRuntime) containerd(_ any, s grpc.ServerStream) error {
 	if err := s.RecvMsg(&emptypb.Empty{}); err != nil {
 		return err
 	}
-	text := field(fieldItem, field(fieldName, "moby"))
+	text := field(fieldItem, field(fieldName, "nerdctl"))
 	if method == callContainers {
 		now := h.now.Load()
 		if now.badNative != nil {
