@@ -54,7 +54,7 @@ test-receivers: ## what weftd sends, as the Collector, Prometheus, VictoriaMetri
 	$(GO) test -count=1 -tags receivers -run 'HasWhat|FilesHave|DuckDB' -exec "$(SUDO) env RECEIVERS=$(CACHE)/receivers PATH=$(PATH) HOME=$(HOME)" ./tools/weftd
 	cd exporter/receivertest && $(GO) test -count=1 -v -timeout 30m -run 'KilledAgentsSay|KilledWhilePackets' -exec "$(SUDO) env CHAOS_LIVES=200 PATH=$(PATH) HOME=$(HOME)" .
 
-test-runtimes: ## topology and names against real gVisor, containerd, Docker and Podman and a QEMU machine that boots by network (WEFT_TESTBED=the folder with their programs; needs runc docker.io podman containernetworking-plugins qemu-system-x86 ipxe-qemu busybox-static)
+test-runtimes: ## topology and names against real gVisor, containerd, Docker and Podman and a QEMU machine that boots by network (WEFT_TESTBED=the folder with their programs; needs runc docker.io podman slirp4netns containernetworking-plugins qemu-system-x86 ipxe-qemu busybox-static)
 	@test -n "$(WEFT_TESTBED)" || { echo 'set WEFT_TESTBED to the folder that the testbed was unpacked into' >&2; exit 2; }
 	$(GO) test -count=1 $(EXEC) ./cni
 	$(GO) test -count=1 -tags testbed -run FlowsOfAGuest $(EXEC) ./tools/weftd

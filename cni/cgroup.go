@@ -22,6 +22,7 @@ type Container struct {
 	Unit    string // the innermost systemd unit: a service or a scope
 	Sandbox string // the id that the runtime's shim was started for: of the pod's first container
 	Address string // of the containerd that the shim tells of: a socket
+	Name    string // by which Podman's shim was told of it; empty: another runtime's
 
 	Since time.Time // when the oldest process in there that tells of it began, to the kernel's tick of 10 ms
 
@@ -150,6 +151,7 @@ type shim struct {
 	id      string // of the container or pod that it was started for
 	sandbox string // gvisor, kata: the runtime that it speaks to; empty: none
 	address string // the socket of its containerd
+	name    string // of the container, as Podman says it
 	comm    string
 }
 
@@ -221,6 +223,8 @@ func shimArgs(comm string, args []string) (shim, bool) {
 		// Podman passes its own name to be called at the end; CRI-O does not.
 		if !slices.ContainsFunc(args, func(a string) bool { return strings.HasSuffix(a, "podman") }) {
 			s.runtime = "cri-o"
+		} else {
+			s.name = bounded(option(args, "-n", "--name"))
 		}
 		return s, s.id != ""
 	}
@@ -241,6 +245,9 @@ func shimArgs(comm string, args []string) (shim, bool) {
 // confirm adds what the shim above the process says.
 func (c *Container) confirm(s shim) {
 	c.Group, c.Sandbox, c.Address = s.group, s.id, s.address
+	if c.ID == "" || c.ID == s.id { // not of a container within that one
+		c.Name = s.name
+	}
 	switch {
 	case c.ID == "": // --ignore-cgroups, or a cgroup that the user chose
 		c.ID, c.Runtime, c.Confidence, c.Why = s.id, s.runtime, 85, "child of "+s.comm+", cgroup silent"

@@ -62,8 +62,8 @@ func TestShimConfirmsTheRuntime(t *testing.T) {
 		"docker":     {"containerd-shim", []string{"containerd-shim-runc-v2", "-namespace", "moby", "-id", id}, shim{runtime: "docker", group: "moby", id: id}},
 		"kata":       {"containerd-shim", []string{"/opt/kata/bin/containerd-shim-kata-v2", "-namespace", "k8s.io", "-id", id}, shim{runtime: "containerd", group: "k8s.io", id: id, sandbox: "kata"}},
 		"gvisor":     {"containerd-shim", []string{"containerd-shim-runsc-v1", "-namespace", "k8s.io", "-id", id}, shim{runtime: "containerd", group: "k8s.io", id: id, sandbox: "gvisor"}},
-		"podman":     {"conmon", []string{"conmon", "-c", id, "-n", "web", "--exit-command", "/usr/bin/podman"}, shim{runtime: "podman", id: id}},
-		"cri-o":      {"conmon", []string{"conmon", "-b", "/run/x", "-c", id, "--exit-dir", "/var/run/crio/exits"}, shim{runtime: "cri-o", id: id}},
+		"podman":     {"conmon", []string{"conmon", "-c", id, "-n", "web", "--exit-command", "/usr/bin/podman"}, shim{runtime: "podman", id: id, name: "web"}},
+		"cri-o":      {"conmon", []string{"conmon", "-b", "/run/x", "-c", id, "-n", "k8s_web", "--exit-dir", "/var/run/crio/exits"}, shim{runtime: "cri-o", id: id}},
 	} {
 		c.want.comm = c.comm
 		if got, ok := shimArgs(c.comm, c.args); !ok || got != c.want {

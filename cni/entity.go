@@ -23,6 +23,9 @@ func (c *Census) describe(s *Space) (*flows.Entity, []*attachment) {
 	for _, ct := range s.Containers {
 		attached = append(attached, c.attached[ct.ID]...)
 		n := c.named(ct.ID)
+		if n == nil && ct.Name != "" { // a user's own: what his Podman keeps is in his folders
+			n = byPodman(ct.ID, ct.Name)
+		}
 		if n == nil {
 			continue
 		}

@@ -57,7 +57,7 @@ func (c *Census) noteNameless(now time.Time) {
 
 // knows reports whether anybody says more of a container than its id.
 func (c *Census) knows(ct *Container) bool {
-	if c.named(ct.ID) != nil || len(c.attached[ct.ID]) > 0 {
+	if ct.Name != "" || c.named(ct.ID) != nil || len(c.attached[ct.ID]) > 0 {
 		return true
 	}
 	return c.kube != nil && ct.PodUID != "" && c.kube.pod(ct.PodUID, "", "", c.opts.Node) != nil

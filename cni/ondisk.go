@@ -159,13 +159,18 @@ func parseStorage(text []byte) ([]*contained, error) {
 		if c.ID == "" || len(c.Names) == 0 {
 			continue
 		}
-		n := &contained{ID: bounded(c.ID), Name: bounded(c.Names[0]), Runtime: "podman"}
-		if infraForm.MatchString(n.Name) {
-			n.Sandbox = n.ID
-		}
-		all = append(all, n)
+		all = append(all, byPodman(bounded(c.ID), bounded(c.Names[0])))
 	}
 	return all, nil
+}
+
+// byPodman is a container of Podman's with its name.
+func byPodman(id, name string) *contained {
+	n := &contained{ID: id, Name: name, Runtime: "podman"}
+	if infraForm.MatchString(name) {
+		n.Sandbox = id
+	}
+	return n
 }
 
 // infraForm is what Podman calls the container that holds a pod's namespaces, unless it is
