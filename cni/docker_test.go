@@ -5,6 +5,7 @@ package cni
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -71,7 +72,8 @@ func (d *dockerHere) call(stdin []byte, args ...string) (string, error) {
 	cmd := exec.Command("docker", append([]string{"--host", d.socket()}, args...)...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	out, err := cmd.Output()
-	if exit, ok := err.(*exec.ExitError); ok {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
 		err = fmt.Errorf("docker %s: %w: %s", strings.Join(args, " "), err, exit.Stderr)
 	}
 	return strings.TrimSpace(string(out)), err
@@ -144,13 +146,14 @@ func TestDockerContainersHaveTheirNames(t *testing.T) {
 		if what != "alone" { // it is asked again and again, and what it says must not take the name's place
 			waitFor(t, "its containerd answers", func() bool { return !c.runtimes[0].status(0).Last.IsZero() })
 		}
-		for deadline := time.Now().Add(10 * time.Second); !named() && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		}
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("%s: the last record had %+v and %+v", what, r.Source, r.Destination)
+			}
+		})
+		waitFor(t, what+": both have their names", named)
 		if n := c.named(web); n == nil || n.Name != "web" { // the next count has it
 			t.Errorf("%s: got %+v, want web", what, n)
-		}
-		if !named() {
-			t.Errorf("%s: got %+v and %+v", what, r.Source, r.Destination)
 		}
 		for _, s := range m.Topology().Spaces {
 			for _, dev := range s.Devices {
