@@ -50,20 +50,28 @@ func newCluster(t *testing.T, proxy string) *cluster {
 
 func (c *cluster) script(t *testing.T, args ...string) string {
 	t.Helper()
+	out, err := c.try(args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func (c *cluster) try(args ...string) (string, error) {
 	s := exec.Command("../testbed/cluster.sh", args...)
 	s.Env = c.env
 	log, err := os.CreateTemp(c.dir, "script-*.err") // not a pipe: daemons keep it open
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	defer log.Close()
 	s.Stderr = log
 	out, err := s.Output()
 	if err != nil {
 		said, _ := os.ReadFile(log.Name())
-		t.Fatalf("cluster.sh %s: %v\n%s%s", strings.Join(args, " "), err, out, said)
+		return "", fmt.Errorf("cluster.sh %s: %w\n%s%s", strings.Join(args, " "), err, out, said)
 	}
-	return strings.TrimSpace(string(out))
+	return strings.TrimSpace(string(out)), nil
 }
 
 func (c *cluster) kubectl(t *testing.T, args ...string) string {
@@ -279,11 +287,28 @@ func (c *cluster) everyPath(t *testing.T, clients, servers []kubeEnd, vip, nodeP
 		ends[e.Addr] = e
 	}
 	port := func(s string) (n int) { fmt.Sscan(s, &n); return n } //nolint:errcheck // 0 fails below
-	began := time.Now()
-	ask := func(from kubeEnd, addr, port string) {
-		c.kubectl(t, "exec", from.Pod, "--", "/bin/busybox", "sh", "-c",
+	get := func(from kubeEnd, addr, port string) error {
+		_, err := c.try("kubectl", "exec", from.Pod, "--", "/bin/busybox", "sh", "-c",
 			fmt.Sprintf("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | /bin/busybox nc -w 5 %s %s", addr, port))
+		return err
 	}
+	ask := func(from kubeEnd, addr, port string) {
+		if err := get(from, addr, port); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var w waiter
+	for _, from := range clients { // kube-proxy may be behind
+		w.until(t, "the Service has the servers, of which each answers", func() error {
+			for range 6 {
+				if err := get(from, vip, "8080"); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	began := time.Now()
 	for _, from := range clients {
 		for _, to := range servers {
 			ask(from, to.Addr, "80")
@@ -294,7 +319,6 @@ func (c *cluster) everyPath(t *testing.T, clients, servers []kubeEnd, vip, nodeP
 		ask(from, "10.240.0.1"+strings.TrimPrefix(from.Node, "n"), nodePort)
 	}
 	sent := 2 * (len(servers) + 8 + 1)
-	var w waiter
 	w.until(t, "every connection has its records", func() error {
 		views := map[string]map[string][]kubeRecord{} // by connection and node
 		for _, n := range nodes {
