@@ -50,6 +50,7 @@ type LogEncoder struct {
 	// addresses, ports and protocol, so it does not compress: a third of the bytes with zstd.
 	CommunityID bool
 
+	limit           int    // bytes of a request that its receiver is known not to take more of; 0: none known
 	resource, scope []byte // the two messages with their tags and lengths
 	plainScope      []byte // the scope alone, without the id of a batch
 	tail            []byte // what ends every record of the request: observed time and event name
@@ -104,7 +105,8 @@ func (e *LogEncoder) Append(dst []byte, records []flows.Record, observed time.Ti
 	b = append(b, e.scope...)
 	for n < min(len(records), maxBatchRecords) {
 		end := len(b)
-		if b = e.appendRecord(b, &records[n]); len(b)-start > maxBatchBytes {
+		b = e.appendRecord(b, &records[n])
+		if size := len(b) - start; size > maxBatchBytes || n > 0 && e.limit > 0 && size > e.limit {
 			b = b[:end]
 			break
 		}

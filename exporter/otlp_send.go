@@ -49,7 +49,7 @@ type link struct {
 	log       *slog.Logger
 	key       func(string) string // what a key of the sink is called
 	stages    *atomic.Pointer[Stages]
-	limit     int // bytes of a body that the receiver is known not to take more of; 0: none known. The worker's
+	limit     atomic.Int64 // bytes of a body that the receiver is known not to take more of; 0: none known
 
 	mu       sync.Mutex
 	state    string    // what the last answer meant: see the constants
@@ -139,12 +139,16 @@ func (l *link) deliver(ctx context.Context, body []byte) answer {
 }
 
 // tooLarge reports whether a body of that many bytes is known to be more than the receiver takes.
-func (l *link) tooLarge(size int) bool { return l.limit > 0 && size > l.limit }
+func (l *link) tooLarge(size int) bool {
+	limit := int(l.limit.Load())
+	return limit > 0 && size > limit
+}
 
 // shrink notes that the receiver did not take a body of that many bytes.
 func (l *link) shrink(size int) {
-	l.limit = max(size/2, minSplit)
-	l.log.Warn("receiver takes smaller requests only, splitting", "bytes", size, "limit", l.limit)
+	limit := max(size/2, minSplit)
+	l.limit.Store(int64(limit))
+	l.log.Warn("receiver takes smaller requests only, splitting", "bytes", size, "limit", limit)
 }
 
 // begin notes that an answer is due.

@@ -27,6 +27,7 @@ func (o *OTLP) encodeLogs() {
 				o.batches++
 			}
 			began := time.Now()
+			o.logEncoder.limit = int(o.logs.limit.Load())
 			body, n := o.logEncoder.Append(o.body[:0], records, began)
 			o.body = body
 			o.queue.stages.Load().Done(StageEncode, began, len(body))
