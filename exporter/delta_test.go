@@ -257,7 +257,7 @@ func TestTemporalityIsTheConfigurationsOrTheVariables(t *testing.T) {
 		want Temporality
 		err  string
 	}{
-		{"", "", Cumulative, ""}, {"", "DELTA", Delta, ""}, {Cumulative, "delta", Cumulative, ""}, {"", "LowMemory", LowMemory, ""},
+		{"", "", Cumulative, ""}, {"", " DELTA ", Delta, ""}, {Cumulative, "delta", Cumulative, ""}, {"", "LowMemory", LowMemory, ""},
 		{"", "both", "", envTemporality + `="both": want cumulative`},
 	} {
 		o := OTLPConfig{Endpoint: "http://collector:4317", Temporality: c.own, Getenv: func(name string) string {

@@ -94,7 +94,7 @@ func (c OTLPConfig) InForce() OTLPConfig {
 	c.Endpoint = s.get("ENDPOINT", setting{"", c.Endpoint}).value
 	c.Protocol = cmp.Or(s.get("PROTOCOL", setting{"", c.Protocol}).value, "grpc")
 	if c.Temporality == "" {
-		t, err := ParseTemporality(cmp.Or(s.getenv(envTemporality), string(Cumulative)))
+		t, err := ParseTemporality(cmp.Or(strings.TrimSpace(s.getenv(envTemporality)), string(Cumulative)))
 		if err == nil { // else Check says so
 			c.Temporality = t
 		}
@@ -204,7 +204,7 @@ func NewOTLP(c OTLPConfig) (*OTLP, error) {
 		}
 		asked, _ := exportInterval(c.getenv()) // resolve has judged it
 		every := cmp.Or(c.Metrics, asked, 10*time.Second)
-		if want := c.getenv()(envAggregation); want != "" && !strings.EqualFold(want, exponential) {
+		if want := strings.TrimSpace(c.getenv()(envAggregation)); want != "" && !strings.EqualFold(want, exponential) {
 			o.metrics.log.Warn("histograms stay exponential, since they are counted so in the kernel", envAggregation, want)
 		}
 		o.work.Go(func() { o.sendMetrics(every) })

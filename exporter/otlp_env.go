@@ -89,7 +89,7 @@ func (c OTLPConfig) resolve() (logs, metrics target, resource map[string]string,
 		return t
 	}
 	logs, metrics = read("LOGS"), read("METRICS")
-	if text := getenv(envTemporality); text != "" && c.Temporality == "" {
+	if text := strings.TrimSpace(getenv(envTemporality)); text != "" && c.Temporality == "" {
 		if _, err := ParseTemporality(text); err != nil {
 			errs = append(errs, fmt.Errorf("%s=%w", envTemporality, err))
 		}
