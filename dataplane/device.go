@@ -25,6 +25,7 @@ type device struct {
 	tries  int      // in vain, since it was last attached
 	next   time.Time
 	full   bool // there was no place for it
+	counts [2]counts
 }
 
 // settle watches the device, or stops watching it, as the globs say.

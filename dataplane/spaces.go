@@ -44,6 +44,7 @@ type spaces struct {
 	fresh               []*watched // those, the oldest first
 	handOverAge         time.Duration
 	unseenRead          time.Time
+	unseenReads         int
 
 	// The goroutine's that opens namespaces.
 	refused    map[string]string // namespaces that could not be opened, by path: said once

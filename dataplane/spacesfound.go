@@ -126,8 +126,7 @@ func (a *spaces) eachSecond() {
 	if a.d.opts.Drops {
 		a.readDeviceDrops()
 	}
-	if time.Since(a.unseenRead) >= unseenEvery {
-		a.unseenRead = time.Now()
+	if a.unseenDue() {
 		a.readUnseen()
 	}
 	for _, s := range a.byCookie {

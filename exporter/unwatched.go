@@ -51,19 +51,23 @@ func (s *spool) tellUnwatched(l *flows.Ledger) {
 	s.asked = true
 	s.tally.Boot, s.tally.Drained = boot, l.At
 	type account struct {
-		drained int64
-		there   bool
+		segments [2]bool
+		drained  int64
+		there    bool
 	}
 	watched := make(map[flows.Point]*account, len(known))
 	for _, d := range known {
-		watched[d.At] = &account{}
+		watched[d.At] = &account{segments: d.Segments}
 	}
 	for i := range l.Points {
 		p := &l.Points[i]
 		at := p.At
 		at.Hook = 0
 		if w := watched[at]; w != nil && p.At.Hook != flows.HookXDP {
-			w.drained += int64(p.Flows.Plus(p.TotalSkipped()).Packets - p.GSO.Packets)
+			w.drained += int64(p.Flows.Plus(p.TotalSkipped()).Packets)
+			if sent := p.At.Hook == flows.HookEgress; !sent && !w.segments[0] || sent && !w.segments[1] {
+				w.drained -= int64(p.GSO.Packets)
+			}
 			w.there = true
 		}
 	}

@@ -23,7 +23,7 @@ func sourcesToWire(m *api.Ledger, l *flows.Ledger) {
 		})
 	}
 	for _, d := range l.Unseen {
-		m.Unseen = append(m.Unseen, &api.DeviceFrames{At: PointToWire(d.At, flows.Hop{}), Counted: d.Counted, Unseen: d.Unseen})
+		m.Unseen = append(m.Unseen, &api.DeviceFrames{At: PointToWire(d.At, flows.Hop{}), Counted: d.Counted, Unseen: d.Unseen, RxSegments: d.Segments[0], TxSegments: d.Segments[1]})
 	}
 }
 
@@ -45,6 +45,6 @@ func sourcesFromWire(l *flows.Ledger, m *api.Ledger) {
 	}
 	for _, d := range m.GetUnseen() {
 		at, _ := PointFromWire(d.GetAt())
-		l.Unseen = append(l.Unseen, flows.DeviceFrames{At: at, Counted: d.GetCounted(), Unseen: d.GetUnseen()})
+		l.Unseen = append(l.Unseen, flows.DeviceFrames{At: at, Counted: d.GetCounted(), Unseen: d.GetUnseen(), Segments: [2]bool{d.GetRxSegments(), d.GetTxSegments()}})
 	}
 }

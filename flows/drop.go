@@ -126,6 +126,9 @@ type DeviceDrops struct {
 type DeviceFrames struct {
 	At      Point // without a hook
 	Counted uint64
+	// Segments: of what it received and of what it sent, whether it counts each segment of a GSO frame, as network
+	// cards do whose driver puts frames together after it counted them. It is found by watching, and so may change once.
+	Segments [2]bool
 	// Unseen is how many of those no TC point of this agent saw: those from before it watched, and those that the
 	// device counts and TC never has (see LIMITATIONS.md), less those that its queueing discipline dropped.
 	Unseen int64

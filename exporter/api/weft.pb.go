@@ -2129,6 +2129,8 @@ type DeviceFrames struct {
 	At            *Point                 `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
 	Counted       uint64                 `protobuf:"varint,2,opt,name=counted,proto3" json:"counted,omitempty"`
 	Unseen        int64                  `protobuf:"zigzag64,3,opt,name=unseen,proto3" json:"unseen,omitempty"`
+	RxSegments    bool                   `protobuf:"varint,4,opt,name=rx_segments,json=rxSegments,proto3" json:"rx_segments,omitempty"`
+	TxSegments    bool                   `protobuf:"varint,5,opt,name=tx_segments,json=txSegments,proto3" json:"tx_segments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2182,6 +2184,20 @@ func (x *DeviceFrames) GetUnseen() int64 {
 		return x.Unseen
 	}
 	return 0
+}
+
+func (x *DeviceFrames) GetRxSegments() bool {
+	if x != nil {
+		return x.RxSegments
+	}
+	return false
+}
+
+func (x *DeviceFrames) GetTxSegments() bool {
+	if x != nil {
+		return x.TxSegments
+	}
+	return false
 }
 
 type DeviceDrops struct {
@@ -4650,11 +4666,15 @@ const file_weft_proto_rawDesc = "" +
 	"\x04lost\x18\x04 \x01(\x04R\x04lost\x12\x18\n" +
 	"\apending\x18\x05 \x01(\x04R\apending\x12 \n" +
 	"\vunaccounted\x18\x06 \x01(\x12R\vunaccounted\x12\x16\n" +
-	"\x06missed\x18\a \x01(\x04R\x06missed\"d\n" +
+	"\x06missed\x18\a \x01(\x04R\x06missed\"\xa6\x01\n" +
 	"\fDeviceFrames\x12\"\n" +
 	"\x02at\x18\x01 \x01(\v2\x12.weft.api.v1.PointR\x02at\x12\x18\n" +
 	"\acounted\x18\x02 \x01(\x04R\acounted\x12\x16\n" +
-	"\x06unseen\x18\x03 \x01(\x12R\x06unseen\"\xd4\x01\n" +
+	"\x06unseen\x18\x03 \x01(\x12R\x06unseen\x12\x1f\n" +
+	"\vrx_segments\x18\x04 \x01(\bR\n" +
+	"rxSegments\x12\x1f\n" +
+	"\vtx_segments\x18\x05 \x01(\bR\n" +
+	"txSegments\"\xd4\x01\n" +
 	"\vDeviceDrops\x12\"\n" +
 	"\x02at\x18\x01 \x01(\v2\x12.weft.api.v1.PointR\x02at\x12\x1d\n" +
 	"\n" +
