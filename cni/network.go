@@ -73,8 +73,9 @@ func (c *Census) Networks() Networks {
 func (c *Census) noteNetworks(all []*attachment) {
 	n := Networks{}
 	for _, a := range all {
-		if a.Interface != "" {
-			n[Attached{a.ContainerID, a.Interface}] = Network{a.Network, a.Plugin}
+		at := Attached{a.ContainerID, a.Interface}
+		if a.Interface != "" && (a.Plugin != "" || n[at].Plugin == "") { // a lease of the same knows less
+			n[at] = Network{a.Network, a.Plugin}
 		}
 	}
 	c.networks.Store(&n)

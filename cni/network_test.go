@@ -4,6 +4,7 @@ package cni
 
 import (
 	"encoding/base64"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -42,12 +43,19 @@ func TestNetworksSayWhichPluginMadeThem(t *testing.T) {
 			t.Errorf("%s: got %q of %q, %v, want %q of podnet", config, a.Plugin, a.Network, err, want)
 		}
 	}
-	c := &Census{}
-	c.noteNetworks([]*attachment{{ContainerID: "c1", Network: "podnet", Interface: "eth0", Plugin: "ptp"}, {ContainerID: "c1", Network: "leased"}})
-	space := &Space{Containers: []Container{{ID: "c0"}, {ID: "c1"}}}
-	for name, want := range map[string]Network{"eth0": {"podnet", "ptp"}, "eth1": {}} {
-		if got, ok := c.Networks().Of(&Device{Link: &Link{Name: name}, Space: space}); got != want || ok != (want != Network{}) {
-			t.Errorf("%s: got %v, %v, want %v", name, got, ok, want)
+	all := []*attachment{
+		{ContainerID: "c1", Network: "podnet", Interface: "eth0", Plugin: "ptp"}, {ContainerID: "c1", Network: "podnet", Interface: "eth0"}, // its lease
+		{ContainerID: "c1", Network: "leased"}, {ContainerID: "c1", Network: "other", Interface: "eth2"},
+	}
+	for range 2 { // files are read in any order
+		c := &Census{}
+		c.noteNetworks(all)
+		space := &Space{Containers: []Container{{ID: "c0"}, {ID: "c1"}}}
+		for name, want := range map[string]Network{"eth0": {"podnet", "ptp"}, "eth1": {}, "eth2": {"other", ""}} {
+			if got, ok := c.Networks().Of(&Device{Link: &Link{Name: name}, Space: space}); got != want || ok != (want != Network{}) {
+				t.Errorf("%s: got %v, %v, want %v", name, got, ok, want)
+			}
 		}
+		slices.Reverse(all)
 	}
 }
