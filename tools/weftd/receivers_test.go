@@ -523,6 +523,7 @@ func (h *house) finish(t *testing.T, w *weftd, before uint64, look func()) (show
 	})
 	shown = h.shown(t)
 	look()
+	l, _ = h.ledger(t) // neighbours were asked meanwhile
 	w.signal(t, syscall.SIGTERM)
 	if code := w.wait(t); code != exitFine {
 		t.Errorf("SIGTERM: got exit code %d, want 0", code)
