@@ -41,7 +41,7 @@ chown -R 65534:65534 "$1"
 cd "$1"
 export HOME="$1/home" XDG_RUNTIME_DIR="$1/run"
 as() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
-trap 'as podman rm --force --all --time 0' EXIT
+trap 'as podman rm --force --all --time 0; kill $(find "$XDG_RUNTIME_DIR" -name pause.pid -exec cat {} +)' EXIT # its namespaces have a process
 as podman import - localhost/bb:1 < "$2"
 as podman run --detach --network slirp4netns --name "$3" localhost/bb:1 /bin/busybox sleep 100
 echo runs

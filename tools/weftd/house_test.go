@@ -196,7 +196,9 @@ func (h *house) launch(t *testing.T, program, config string, env ...string) *wef
 		t.Fatal(err)
 	}
 	w := &weftd{cmd: exec.Command("nsenter", "--net=/run/netns/"+h.here, program, "-config", path)}
-	ours := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "WEFT_EMULATED=") }) // no key of the agent's
+	ours := slices.DeleteFunc(os.Environ(), func(v string) bool {
+		return strings.HasPrefix(v, "WEFT_EMULATED=") || strings.HasPrefix(v, "WEFT_TESTBED=")
+	}) // no keys of the agent's
 	w.cmd.Env = append(ours, append(env, "WEFT_LISTEN_SOCKET="+h.socket)...)
 	w.cmd.Stderr, w.cmd.Stdout = &w.log, &w.out
 	if err := w.cmd.Start(); err != nil {
