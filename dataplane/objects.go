@@ -115,7 +115,7 @@ func (o *objects) configure() {
 	o.config.SlotShift = uint32(64 - bits.TrailingZeros(uint(s.slots)))
 	o.config.PlaceMask = uint32(s.places - 1)
 	o.config.RareMask = uint32(s.shards - 1)
-	o.config.RingWake = uint32(s.ring / 4)
+	o.config.RingWake = uint32(s.ring / 8)
 	if s.tcp {
 		o.config.Options |= uint32(bpf.FlowWeftOptionWEFT_OPTION_TCP)
 		o.config.ConvMask = uint32(s.connectionPairs() - 1)

@@ -132,6 +132,20 @@ func TestFullRingRefusesPacketsAndCountsThem(t *testing.T) {
 	}
 }
 
+// At default memory the ring holds what a million packets a second of new flows evict in
+// 30 ms: so long may the agent not get to run.
+func TestRingHoldsTheEvictionsOfAPause(t *testing.T) {
+	h := newHarness(t, Options{Slots: 64}, 14)
+	const evicted = 30_000
+	for i := range evicted {
+		h.run(flows.HookIngress, udpFrame(uint32(i)), 1, nil)
+	}
+	acct := h.account(h.drain(), flows.HookIngress)
+	if full := acct.Skipped[flows.SkipTableFull]; full.Packets != 0 || h.d.drain.Load().Evictions < evicted-64*uint64(h.d.objs.size.cpus) {
+		t.Errorf("got %d packets refused and %d flows evicted of %d", full.Packets, h.d.drain.Load().Evictions, evicted)
+	}
+}
+
 func TestFullHashRefusesPacketsAndCountsThem(t *testing.T) {
 	h := newHarness(t, Options{Backend: BackendHash, Slots: 64, MaxMemory: minMemory}, 14)
 	n := 3 * h.d.objs.size.hashEntries()

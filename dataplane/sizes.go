@@ -8,7 +8,7 @@ const (
 	defaultInterfaces = 2048
 	maxInterfaces     = 8192 // a point's number has 16 bits
 	minMemory         = 2 << 20
-	ringBytes         = 2 << 20 // mapped twice by its reader
+	ringBytes         = 4 << 20 // mapped twice by its reader
 	leastSlots        = 8192    // of a CPU, if memory allows
 	maxRareShards     = 2
 

@@ -291,7 +291,7 @@ func (t *slotTable) evict(e *emitter, ev *bpf.FlowFlowEvicted) {
 	}
 }
 
-// wait sleeps until the ring is a quarter full, the deadline, or the end of ctx.
+// wait sleeps until the ring is an eighth full, the deadline, or the end of ctx.
 // The record that ends the sleep is kept for the drain that follows.
 func (t *slotTable) wait(ctx context.Context, deadline time.Time) error {
 	stop := context.AfterFunc(ctx, func() { _ = t.ring.Flush() })

@@ -105,7 +105,7 @@ static __always_inline int evict(struct flow_slot *s, const struct flow_cold *c,
 	e->cold = *c;
 	/* the line goes before its record is out: user space must not find both */
 	__sync_lock_test_and_set(&s->tag, 0);
-	/* a wake-up costs microseconds: one in about 70 once the ring is a quarter full */
+	/* a wake-up costs microseconds: one in about 70 once the ring is an eighth full */
 	waiting = bpf_ringbuf_query(&evicted, BPF_RB_AVAIL_DATA);
 	bpf_ringbuf_submit(e, waiting >= config.ring_wake && (waiting & 8191) < EVICTED_STRIDE ?
 				      BPF_RB_FORCE_WAKEUP :
