@@ -382,13 +382,14 @@ func (n *nsSpace) up(name string, addrs ...string) {
 }
 
 // carry waits until a link that is up also sends: until the kernel's worker has given it
-// its queue, which is after it has a carrier, what it sends is dropped and not counted.
+// its queue, which is after it has a carrier, what it sends is dropped and not counted. The
+// state is unknown for good where there is no carrier to lose, and until then where there is.
 func (n *nsSpace) carry(name string) {
 	n.t.Helper()
 	nsUntil(n.t, name+" carries", func() bool {
 		l := n.link(name)
 		state := l.Attrs().OperState
-		if state != netlink.OperUp && (state != netlink.OperUnknown || l.Attrs().RawFlags&unix.IFF_LOWER_UP == 0) {
+		if state != netlink.OperUp && (l.Type() == "veth" || state != netlink.OperUnknown || l.Attrs().RawFlags&unix.IFF_LOWER_UP == 0) {
 			return false
 		}
 		queues, err := n.h.QdiscList(l)
