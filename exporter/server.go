@@ -200,12 +200,12 @@ func listenUnix(path, group string) (*net.UnixListener, error) {
 	return lis, nil
 }
 
-// mend is what a process without privilege can do about err; empty for other errors.
+// mend is what can be done about a path that takes no socket for err.
 func mend(err error) string {
 	if errors.Is(err, fs.ErrPermission) {
 		return ": run as root, or set listen.socket to a path of your own"
 	}
-	return ""
+	return ": set listen.socket to a path in a folder that can be written"
 }
 
 // clearSocket removes the socket of an agent that is gone.

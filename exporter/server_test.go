@@ -265,28 +265,36 @@ func leaveStaleSocket(t *testing.T, path string) {
 
 func TestSocketModesGroupsAndLeftovers(t *testing.T) {
 	gid := os.Getgid()
+	other := gid
+	if os.Getuid() == 0 {
+		other++ // anybody else may only name a group of his own
+	}
 	for name, c := range map[string]struct {
-		group string
+		group int
 		mode  os.FileMode
 		stale bool
 	}{
-		"root only":           {"", 0o600, false},
-		"with a group":        {fmt.Sprint(gid), 0o660, false},
-		"over a dead agent's": {"", 0o600, true},
+		"root only":           {-1, 0o600, false},
+		"with a group":        {other, 0o660, false},
+		"over a dead agent's": {-1, 0o600, true},
 	} {
+		group, want := "", gid
+		if c.group >= 0 {
+			group, want = fmt.Sprint(c.group), c.group
+		}
 		path := filepath.Join(t.TempDir(), "deep", "weft.sock")
 		if c.stale {
 			path = filepath.Join(t.TempDir(), "weft.sock")
 			leaveStaleSocket(t, path)
 		}
-		s, err := ListenSocket(path, c.group, NewStore(1), func() *api.StatusResponse { return &api.StatusResponse{} })
+		s, err := ListenSocket(path, group, NewStore(1), func() *api.StatusResponse { return &api.StatusResponse{} })
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
 		info, err := os.Lstat(path)
-		if err != nil || info.Mode().Perm() != c.mode || int(info.Sys().(*syscall.Stat_t).Gid) != gid {
-			t.Errorf("%s: got %v, %v, want mode %o and group %d", name, info, err, c.mode, gid)
+		if err != nil || info.Mode().Perm() != c.mode || int(info.Sys().(*syscall.Stat_t).Gid) != want {
+			t.Errorf("%s: got %v, %v, want mode %o and group %d", name, info, err, c.mode, want)
 		}
 		if _, err := ListenSocket(path, "", NewStore(1), nil); err == nil || !strings.Contains(err.Error(), "another weftd is listening on "+path) {
 			t.Errorf("%s: second agent: got %v, want that another is listening", name, err)
@@ -310,6 +318,11 @@ func TestSocketIsRefusedWhereItWouldDoHarm(t *testing.T) {
 	}
 	if b, err := os.ReadFile(file); string(b) != "mine" || err != nil {
 		t.Errorf("got %q, %v, want the file untouched", b, err)
+	}
+	for _, path := range []string{filepath.Join(file, "weft.sock"), "/proc/weft.sock", "/proc/deep/weft.sock"} {
+		if _, err := ListenSocket(path, "", NewStore(1), nil); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "set listen.socket to") {
+			t.Errorf("where none can be: got %v, want %s and the mend", err, path)
+		}
 	}
 	foreign := filepath.Join(t.TempDir(), "weft.sock")
 	other, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: foreign, Net: "unixgram"})
