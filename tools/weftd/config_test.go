@@ -55,7 +55,7 @@ exporter:
 log: [info]
 pods: yes
 `)
-	_, err := loadConfig(path, []string{"WEFT_LOG_LEVL=debug", "WEFT_FLOWS_STORE=-1", "WEFT_REQUIRE_BPF=1", "HOME=/"})
+	_, err := loadConfig(path, []string{"WEFT_LOG_LEVL=debug", "WEFT_FLOWS_STORE=-1", "WEFT_FLOWS_IDLE=3s", "WEFT_REQUIRE_BPF=1", "HOME=/"})
 	if err == nil {
 		t.Fatal("got no error for a file full of mistakes")
 	}
@@ -67,6 +67,7 @@ pods: yes
 		":9: flows.table: ", ":10: flows.idle_timeout: ", ":11: flows.table: given on line 9 already",
 		":14: exporter.otlp.protocol=", ":15: exporter.otlp.headers: ",
 		":16: log must be a section", ":17: unknown key pods",
+		"WEFT_FLOWS_IDLE: unknown variable; did you mean WEFT_FLOWS_IDLE_TIMEOUT?",
 		"WEFT_FLOWS_STORE: -1 is out of range", "WEFT_LOG_LEVL: unknown variable; did you mean WEFT_LOG_LEVEL?",
 	}
 	got := strings.Split(err.Error(), "\n")

@@ -266,10 +266,14 @@ func isSection(in []key, name string) bool {
 	return slices.ContainsFunc(in, func(k key) bool { return strings.HasPrefix(k.name, name+".") })
 }
 
-// suggest is the mend for an unknown name: the nearest known one, if any is near.
+// suggest is the mend for an unknown name: a known one that begins with it, cut
+// short at a word's end, else the nearest, if any is near.
 func suggest(name string, known []string) string {
 	best, nearest := "", 4
 	for _, k := range known {
+		if strings.HasPrefix(k, name+"_") {
+			return "; did you mean " + k + "?"
+		}
 		if d := distance(name, k); d < nearest {
 			best, nearest = k, d
 		}
