@@ -20,7 +20,7 @@ import (
 const (
 	dropEntries     = 16384
 	overflowEntries = 512
-	dropBytes       = 8 + 96 + 56 // an entry: key, value and the kernel's own
+	dropBytes       = 8 + 96 + 64 // an entry: key, value and the kernel's own
 	dropChunk       = 1024        // entries read at a time
 )
 

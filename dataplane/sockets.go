@@ -18,8 +18,8 @@ import (
 const (
 	socketEntries  = 8192
 	socketOwners   = 2            // for each entry: sockets live longer than a drain
-	socketBytes    = 48 + 72 + 56 // an entry of a set: key, value and the kernel's own
-	ownerBytes     = 8 + 40 + 56  // a socket whose owner is known: the same
+	socketBytes    = 48 + 72 + 64 // an entry of a set: key, value and the kernel's own
+	ownerBytes     = 8 + 40 + 64  // a socket whose owner is known: the same
 	socketChunk    = 1024         // entries read at a time
 	socketOverflow = 512
 )
