@@ -14,9 +14,15 @@ import (
 // against the kernel's own account of every map that an agent with all options has.
 // An entry of a hash costs 64 bytes beside its key and value: 48 and its bucket.
 func TestMemoryIsWhatTheKernelCharges(t *testing.T) {
+	for _, b := range backends {
+		t.Run(string(b), func(t *testing.T) { memoryIsCharged(t, b) })
+	}
+}
+
+func memoryIsCharged(t *testing.T, b Backend) {
 	nsHost(t)
 	before := mapsCharged(t)
-	a := nsStart(t, Options{TCP: true, Drops: true, DNS: true, Sockets: true})
+	a := nsStart(t, Options{Backend: b, TCP: true, Drops: true, DNS: true, Sockets: true})
 	var charged, stated uint64
 	for id, m := range mapsCharged(t) {
 		if _, was := before[id]; !was {

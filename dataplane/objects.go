@@ -278,6 +278,7 @@ func (o *objects) memory() []MemoryUse {
 	use := []MemoryUse{
 		{"point counters", uint64(s.counters())},
 		{"fragment table", fragBytes},
+		{"the maps' own", ownBytes},
 	}
 	if o.backend == BackendHash {
 		return append(use, MemoryUse{"flow sets (2)", uint64(2 * s.hashEntries() * hashBytes)})

@@ -15,12 +15,13 @@ const (
 	slotBytes  = 64
 	coldBytes  = 32
 	tcpBytes   = 64 + 64       // of a slot: its line, and half of a connection's
-	timesBytes = 24 + 968 + 56 // a histogram: key, value and the kernel's own
+	timesBytes = 24 + 968 + 64 // a histogram: key, value and the kernel's own
 	times      = 1024          // histograms
 	placeBytes = 64            // an interface, on each CPU
 	rareBytes  = 256           // a point, on each shard
-	fragBytes  = 8192 * 128    // the fragment table: 48 bytes an entry and the kernel's own
-	hashBytes  = 48 + 64 + 56  // an entry of the fallback: key, value and the kernel's own
+	fragBytes  = 8192 * 112    // the fragment table: 48 bytes an entry and the kernel's own
+	ownBytes   = 128 << 10     // of the maps beside their entries: a ring's list of pages, a page an array, what is small
+	hashBytes  = 48 + 64 + 64  // an entry of the fallback: key, value and the kernel's own
 	bucketSize = int(bpf.FlowWeftLimitsWEFT_WAYS)
 	hooks      = int(bpf.FlowWeftHookWEFT_HOOKS)
 	maxProbes  = int(bpf.FlowWeftLimitsWEFT_LINK_PROBES)
@@ -88,7 +89,7 @@ func leastMemory(o *Options, cpus int) int {
 func (s sizes) counters() int { return s.places * (s.cpus*placeBytes + s.shards*hooks*rareBytes) }
 
 func (s sizes) total() int {
-	return s.cpus*s.slots*(slotBytes+coldBytes) + s.counters() + s.ring + fragBytes + s.dropSets() + s.tcpTables() + s.dns + s.socketSets()
+	return s.cpus*s.slots*(slotBytes+coldBytes) + s.counters() + s.ring + fragBytes + ownBytes + s.dropSets() + s.tcpTables() + s.dns + s.socketSets()
 }
 
 // tcpTables is the size of what measures TCP: 0 when it is off.
