@@ -41,7 +41,7 @@ func TestHandOverCountsEveryPacketOnce(t *testing.T) {
 	nsNeedTCX(t)
 	trials := 6
 	if testing.Short() {
-		trials = 2
+		trials = 1
 	}
 	for _, backend := range backends {
 		t.Run(string(backend), func(t *testing.T) {
@@ -119,7 +119,11 @@ func TestDeviceThatGoesWhileItIsHandedOver(t *testing.T) {
 	s.mu.Lock()
 	s.handOverAge = 0
 	s.mu.Unlock()
-	for i := range 12 {
+	devices := 12
+	if testing.Short() {
+		devices = 6
+	}
+	for i := range devices {
 		name := fmt.Sprintf("n%d", i)
 		host.veth(name, pod, fmt.Sprintf("p%d", i), 1500)
 		a.await(host, name)
@@ -165,7 +169,7 @@ func TestDeviceThatGoesWhileItIsHandedOver(t *testing.T) {
 		}
 	}
 	a.stop()
-	for i := 2; i < 12; i += 3 {
+	for i := 2; i < devices; i += 3 {
 		host.untouched(t, fmt.Sprintf("n%d", i))
 	}
 }

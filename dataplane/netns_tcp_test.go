@@ -423,6 +423,10 @@ func (n *nsSpace) discards(rule string) {
 // that stands still lets the other's segments pass; what is sent again while such a gap is open
 // may be told as lost before the host.
 func TestRetransmitsAreWhatTheSenderCounts(t *testing.T) {
+	size := 4 << 20
+	if nsEmulated {
+		size = 2 << 20
+	}
 	for name, loss := range map[string][2]int32{"none": {}, "random": {50, 0}, "bursts": {0, 6}} {
 		for _, cpus := range []string{"one CPU", "all CPUs"} {
 			t.Run(name+" "+cpus, func(t *testing.T) {
@@ -435,7 +439,7 @@ func TestRetransmitsAreWhatTheSenderCounts(t *testing.T) {
 					r.server.drops("eth0", loss[0], loss[1])
 				}
 				before := r.client.snmp("RetransSegs")
-				from := r.client.tcp(r.server, nsServer4, 4<<20)
+				from := r.client.tcp(r.server, nsServer4, size)
 				r.settle()
 				r.a.drained()
 				sent := r.client.snmp("RetransSegs") - before

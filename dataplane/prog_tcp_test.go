@@ -275,12 +275,14 @@ func TestRepeatedSegmentsAreCountedAndNotTimed(t *testing.T) {
 
 func TestGapsAreReorderingWhenSoonAndLossWhenLate(t *testing.T) {
 	k := newTalk(t, false)
+	began := time.Now()
 	k.open(20*time.Millisecond, 20*time.Millisecond) // nothing is sent again within 40 ms
+	handshake := time.Since(began)
 	at := k.client
 	k.segment(true, at+1000, k.server, flows.FlagACK, 1000)
 	k.segment(true, at, k.server, flows.FlagACK, 1000)
 	k.segment(true, at+3000, k.server, flows.FlagACK, 1000)
-	time.Sleep(60 * time.Millisecond)
+	time.Sleep(handshake + 20*time.Millisecond)
 	k.segment(true, at+2000, k.server, flows.FlagACK, 1000)
 	k.segment(true, at+4000, k.server, flows.FlagACK, 1000)
 	k.sum()

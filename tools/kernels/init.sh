@@ -23,18 +23,17 @@ echo "### booted after $(cut -d' ' -f1 /proc/uptime) s"
 worst=0
 for t in bpf dataplane cni weftd; do
 	[ -e "/$t.test" ] || continue
-	only=.
+	only=. without=^$
 	case $t in
-	cni | weftd) load /etc/further && PATH=$PATH:/later ;;
+	cni) # no kernel changes what files and programs say
+		load /etc/further
+		without='Fuzz|Runtime|Cluster|Podman|Docker|Containerd|Shim|Gvisor|Container|PID|Tap|Disk' ;;
+	weftd) # what a host without such devices, or whose clock is not ours, leaves out: one guest is enough
+		case $(cat /proc/sys/kernel/osrelease) in 6.1.*) echo "### the agent's tests are left to 6.12" && continue ;; esac
+		load /etc/further
+		only='TenantsWithEqualFlows/(VRF|VLAN)|ClockSteps' ;;
 	esac
-	if [ "$t" = weftd ]; then
-		only='TenantsWithEqualFlows/(VRF|VLAN)' # what a host without such devices leaves out
-		case $(cat /proc/sys/kernel/osrelease) in
-		6.1.*) ;; # no kernel's matter, so one of them is enough
-		*) only="$only|ClockSteps" ;; # the clock is ours to set
-		esac
-	fi
-	cd / && WEFT_EMULATED=1 TESTBED_BUILT=/ "/$t.test" -test.v -test.short -test.run "$only" -test.timeout 500s || worst=1
+	cd / && WEFT_EMULATED=1 TESTBED_BUILT=/ "/$t.test" -test.v -test.short -test.run "$only" -test.skip "$without" -test.timeout 500s || worst=1
 	echo "### $t done after $(cut -d' ' -f1 /proc/uptime) s"
 done
 ip link add wire0 type veth peer name wire1

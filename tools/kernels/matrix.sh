@@ -12,22 +12,22 @@ cd "$(dirname "$0")/../.."
 cache=$PWD/.cache/kernels
 packages=${PACKAGES:-./bpf ./dataplane ./cni ./tools/weftd}
 # What the namespace tests plug together; a name that a kernel has built in is passed over.
-modules="veth bridge 8021q dummy vxlan tun cls_bpf act_bpf sch_ingress sch_tbf"
+modules="veth bridge 8021q dummy vxlan tun cls_bpf act_bpf sch_ingress sch_tbf nft_numgen"
 # What the tests of topology and names need beside that; loaded after the data plane's.
 further="vrf macvlan macvtap ipvlan bonding geneve ip_gre ipip nft_chain_nat nft_nat nft_ct nft_masq nft_redir nf_conntrack_netlink tcp_diag udp_diag"
-programs="ip nsenter" later="nft" # with later, the data plane's tests would do what hosts do already
+programs="ip nsenter nft dnsmasq"
 # What an emulated kernel need not do: wait out a grace period at each attach, fill pages
 # with zeros, guard memory by rewriting its own code, walk five levels of page tables, and go around the faults of
 # CPUs that it does not run on.
 fast="fb_tunnels=none kfence.sample_interval=0 apparmor=0 rcupdate.rcu_expedited=1 init_on_alloc=0 mitigations=off"
 # Hardware's help where there is any; kvm_pvm runs no kernel but its own.
-accel=(-accel "tcg,thread=multi,tb-size=512" -cpu "max,-la57,-smap,-smep")
+accel=(-accel "tcg,thread=multi,tb-size=512" -cpu "max,-la57,-smap,-smep,-erms,-fsrm")
 if [ -w /dev/kvm ] && { [ -d /sys/module/kvm_intel ] || [ -d /sys/module/kvm_amd ]; }; then accel=(-accel kvm -cpu host); fi
 
 need() {
 	local missing=""
 	for tool in "$@"; do command -v "$tool" >/dev/null || missing="$missing $tool"; done
-	[ -z "$missing" ] || { echo "missing:$missing; apt-get install qemu-system-x86 kmod cpio busybox-static xz-utils iproute2 nftables" >&2; exit 2; }
+	[ -z "$missing" ] || { echo "missing:$missing; apt-get install qemu-system-x86 kmod cpio busybox-static xz-utils iproute2 nftables dnsmasq-base" >&2; exit 2; }
 }
 
 # newest VERSION - the name of Debian's newest cloud kernel package of that series.
@@ -84,14 +84,15 @@ add_modules() {
 # WORK_DIR/log holds the console. The status is the guest's.
 guest() {
 	local kernel=$1 work=$2 root=$2/root
-	mkdir -p "$root"/{bin,later,proc,sys,dev,tmp,run,etc,lib/modules}
+	mkdir -p "$root"/{bin,proc,sys,dev,tmp,run,etc,lib/modules}
 	cp "$(command -v busybox)" "$root/bin/busybox"
 	for applet in sh mount mkdir cat cut echo grep insmod poweroff; do ln -s busybox "$root/bin/$applet"; done
 	for p in $programs; do with_libraries "$root" "$p" bin; done
-	for p in $later; do with_libraries "$root" "$p" later; done
 	cp -r "$work/bin/." "$root/"
 	# shellcheck disable=SC2086 # lists
 	{ add_modules "$kernel" "$root" $modules >"$root/etc/modules" && add_modules "$kernel" "$root" $further >"$root/etc/further"; }
+	echo 'root:x:0:0::/:/bin/sh' >"$root/etc/passwd"
+	echo 'root:x:0:' >"$root/etc/group"
 	cp tools/kernels/init.sh "$root/init"
 	chmod +x "$root/init"
 	(cd "$root" && find . | cpio -o -H newc --quiet) >"$work/initramfs" # plain: an emulated CPU unpacks slowly
@@ -110,7 +111,8 @@ report() {
 	failed=$(grep -c '^ *--- FAIL' "$2" || true)
 	skipped=$(grep -c '^ *--- SKIP' "$2" || true)
 	sed -n 's/^### /  /p' "$2"
-	if [ "$skipped" -gt 0 ]; then grep -A1 '^ *--- SKIP' "$2"; fi
+	# A skipped test's reason is the line before.
+	if [ "$skipped" -gt 0 ]; then echo "  left out:" && grep -B1 '^ *--- SKIP' "$2" | grep -v '^--$' | sed -n '/SKIP/!{h;d};s/ *--- SKIP: \([^ ]*\).*/\1/;G;s/\n *[^ ]*:[0-9]*:/:/p'; fi
 	if [ "$3" -ne 0 ]; then
 		grep -B15 -A2 '^ *--- FAIL\|^panic:\|Kernel panic\|Out of memory' "$2" | tail -n 200 || true
 		tail -n 40 "$2"
@@ -120,7 +122,7 @@ report() {
 
 main() {
 	# shellcheck disable=SC2086 # a list
-	need qemu-system-x86_64 modprobe depmod cpio busybox xz apt-cache dpkg awk timeout $programs $later
+	need qemu-system-x86_64 modprobe depmod cpio busybox xz apt-cache dpkg awk timeout $programs
 	local series package kernel status=0 began this
 	mkdir -p "$cache"
 	work=$(mktemp -d)
