@@ -51,18 +51,19 @@ type FlowFlowCold struct {
 }
 
 type FlowFlowConfig struct {
-	_          structs.HostLayout
-	HashKey    [5]uint64
-	Slots      uint32
-	SlotShift  uint32
-	PlaceMask  uint32
-	RareMask   uint32
-	RingWake   uint32
-	Netns      uint32
-	FirstPlace uint32
-	Options    uint32
-	ConvMask   uint32
-	Pad        uint32
+	_             structs.HostLayout
+	HashKey       [5]uint64
+	Slots         uint32
+	SlotShift     uint32
+	PlaceMask     uint32
+	RareMask      uint32
+	RingWake      uint32
+	Netns         uint32
+	FirstPlace    uint32
+	Options       uint32
+	ConvMask      uint32
+	AckBacklog    uint16
+	MaxAckBacklog uint16
 }
 
 type FlowFlowControl struct {
@@ -314,6 +315,7 @@ const (
 	FlowWeftTcpOptionsWEFT_TCP_TIMESTAMPS FlowWeftTcpOptions = 2
 	FlowWeftTcpOptionsWEFT_TCP_SACK       FlowWeftTcpOptions = 4
 	FlowWeftTcpOptionsWEFT_TCP_WSCALE     FlowWeftTcpOptions = 8
+	FlowWeftTcpOptionsWEFT_TCP_QUEUE_FULL FlowWeftTcpOptions = 16
 )
 
 // Names of all BPF objects in the ELF.

@@ -170,35 +170,3 @@ func (o *objects) withoutDNS() {
 	m := o.spec.Maps[bpf.FlowMapDnsPackets]
 	m.Type, m.KeySize, m.ValueSize, m.MaxEntries = ebpf.Array, 4, 8, 1
 }
-
-// loadFirst creates the maps and loads the programs of the agent's own namespace.
-// What DNS needs may be refused: it is then off, and the rest works.
-func (o *objects) loadFirst(off func(Capability)) error {
-	if o.size.dns == 0 {
-		o.withoutDNS()
-		return o.tryFirst()
-	}
-	o.config.Options |= dnsOption
-	refused := o.tryFirst()
-	if refused == nil {
-		return nil
-	}
-	if err := o.close(); err != nil {
-		return errors.Join(refused, err)
-	}
-	o.maps = map[string]*ebpf.Map{}
-	o.withoutDNS()
-	if err := o.tryFirst(); err != nil {
-		return err // DNS was not what was refused
-	}
-	off(Capability{Name: "dns", Needs: dnsNeed, Err: refused.Error()})
-	return nil
-}
-
-func (o *objects) tryFirst() (err error) {
-	if err = o.createMaps(); err != nil {
-		return err
-	}
-	o.first, err = o.programs(ownNetns, false)
-	return err
-}

@@ -291,3 +291,51 @@ func (o *objects) memory() []MemoryUse {
 		MemoryUse{"cold lines", uint64(s.cpus * s.slots * coldBytes)},
 		MemoryUse{"eviction ring", uint64(s.ring)})
 }
+
+// loadFirst creates the maps and loads the programs of the agent's own namespace. What the
+// rest can do without may be refused: it is then off, and what was dropped before it.
+func (o *objects) loadFirst(off func(Capability)) error {
+	o.findAcceptQueue(off)
+	if o.size.dns == 0 {
+		o.withoutDNS()
+	} else {
+		o.config.Options |= dnsOption
+	}
+	refused := o.tryFirst()
+	if refused == nil {
+		return nil
+	}
+	err := refused
+	var dropped []Capability
+	drop := func(name, needs string, without func()) {
+		if closing := o.close(); closing != nil {
+			err = errors.Join(err, closing)
+			return
+		}
+		o.maps = map[string]*ebpf.Map{}
+		without()
+		dropped = append(dropped, Capability{Name: name, Needs: needs, Err: refused.Error()})
+		err = o.tryFirst()
+	}
+	if o.config.AckBacklog != 0 {
+		drop("full accept queues", acceptQueueNeeds, func() { o.config.AckBacklog, o.config.MaxAckBacklog = 0, 0 })
+	}
+	if err != nil && o.size.dns != 0 {
+		drop("dns", dnsNeed, o.withoutDNS)
+	}
+	if err != nil {
+		return err // it was nothing of these
+	}
+	for _, c := range dropped {
+		off(c)
+	}
+	return nil
+}
+
+func (o *objects) tryFirst() (err error) {
+	if err = o.createMaps(); err != nil {
+		return err
+	}
+	o.first, err = o.programs(ownNetns, false)
+	return err
+}

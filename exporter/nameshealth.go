@@ -213,7 +213,8 @@ func appendCounts(dst []slog.Attr, n *sideNames, h *flows.TCPHealth) []slog.Attr
 	return dst
 }
 
-// optionTexts are the names of every set of options, put together once.
+// optionTexts are the names of every set of options, put together once. A full accept
+// queue is no option: it is why the connection failed.
 var optionTexts = func() (all [1 << 4]string) {
 	for o := range all {
 		all[o] = joinOptions(flows.TCPOptions(o))

@@ -132,6 +132,9 @@ func (t *Table) tell(r *Record, v *views, i int) {
 			continue
 		}
 		health := t.health.at(h.tcp)
+		if health.Options&TCPQueueFull != 0 && r.TCP.Failure == FailUnanswered {
+			r.TCP.Failure = FailBacklog
+		}
 		if v.makesTotal(i, h) {
 			if h.from() == src {
 				r.TCP.Source = *health

@@ -67,6 +67,27 @@ func TestFailuresHaveOneWord(t *testing.T) {
 	}
 }
 
+// A connect that nobody answered is the server's fault when its accept queue was full, at
+// whichever point that was seen.
+func TestFullAcceptQueueIsWhyNobodyAnswered(t *testing.T) {
+	other := veth
+	other.Ifindex++
+	for _, reply := range []bool{false, true} {
+		table := NewTable(TableOptions{ActiveTimeout: time.Minute, IdleTimeout: time.Minute})
+		s := []Sample{tcpSample(false, 1, FlagSYN, 100, 0), tcpSample(false, 1, FlagSYN, 100, 0)}
+		s[1].At, s[1].TCP = other, TCPHealth{Options: TCPSYNSeen | TCPQueueFull}
+		want := FailBacklog
+		if reply { // to a SYN that was sent again
+			s, want = append(s, tcpSample(true, 2, FlagSYN|FlagACK, 900, 101)), FailHalfOpen
+		}
+		table.Fold(Batch{At: second(0), Flows: s})
+		w := table.Close(second(1))
+		if len(w.Records) != 1 || w.Records[0].TCP == nil || w.Records[0].TCP.Failure != want {
+			t.Errorf("answered %v: got %+v, want one record that failed with %q", reply, w.Records, want)
+		}
+	}
+}
+
 // What was measured is the chosen point's, by side, and a period's own.
 func TestHealthIsOfTheChosenPointAndThePeriod(t *testing.T) {
 	table := NewTable(TableOptions{ActiveTimeout: 10 * time.Second, IdleTimeout: time.Minute})

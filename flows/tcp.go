@@ -43,6 +43,7 @@ const (
 	TCPTimestamps
 	TCPSACK
 	TCPWindowScale
+	TCPQueueFull // it met a socket of this host whose accept queue was full
 )
 
 // RTT sums up measured times. Zero: none was measured.
@@ -115,9 +116,10 @@ const (
 	FailReset               // RST after data had flowed or the connection stood
 	FailUnreachable         // what was sent could not be delivered, as ICMP or the routes said; sockets only
 	FailTimedOut            // it stood, and the other end fell silent; sockets only
+	FailBacklog             // unanswered, as the destination's accept queue was full: its program did not keep up
 )
 
-var failureNames = [...]string{"", "refused", "unanswered", "half_open", "aborted", "reset", "unreachable", "timed_out"}
+var failureNames = [...]string{"", "refused", "unanswered", "half_open", "aborted", "reset", "unreachable", "timed_out", "backlog_full"}
 
 // String is the name exported as weft.tcp.failure; empty: none.
 func (f Failure) String() string {

@@ -120,6 +120,7 @@ enum weft_tcp_options {
 	WEFT_TCP_TIMESTAMPS = 2,
 	WEFT_TCP_SACK = 4,
 	WEFT_TCP_WSCALE = 8,
+	WEFT_TCP_QUEUE_FULL = 16, /* it met a socket here whose accept queue was full */
 };
 
 struct tcp_bucket {
@@ -249,7 +250,8 @@ struct flow_config {
 	__u32 first_place; /* where to look for ifindex 0; differs by namespace */
 	__u32 options;	   /* enum weft_option, or-ed */
 	__u32 conv_mask;   /* buckets of tcp_convs - 1 */
-	__u32 pad;
+	__u16 ack_backlog; /* offsets in the kernel's struct sock; 0: accept queues are not read */
+	__u16 max_ack_backlog;
 };
 _Static_assert(sizeof(struct flow_config) == 80, "flow_config layout");
 

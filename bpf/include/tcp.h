@@ -394,6 +394,39 @@ static __always_inline int is_probe(const struct packet *p, const struct tcp_sid
 							 ahead(peer->ack, me->next) >= 0));
 }
 
+/* Is the SYN for a socket here whose accept queue is full? The kernel drops it then, and
+ * tells nobody. Static: verified only where it is called.
+ */
+static __noinline int meets_full_queue(frame_t *ctx, const struct packet *p)
+{
+	__u32 waiting = 0, room = 0, len = sizeof(((struct bpf_sock_tuple *)0)->ipv6);
+	struct bpf_sock_tuple t = {};
+	struct tcp_sock *listener;
+	struct bpf_sock *sk;
+
+	if (p->words[4] >> 56 & WEFT_KIND_IPV4) {
+		len = sizeof(t.ipv4);
+		t.ipv4.saddr = p->words[1] >> 32;
+		t.ipv4.daddr = p->words[3] >> 32;
+		t.ipv4.sport = p->key.sport;
+		t.ipv4.dport = p->key.dport;
+	} else {
+		__builtin_memcpy(&t.ipv6, &p->key, 36); /* addresses and ports, in the same order */
+	}
+	sk = bpf_sk_lookup_tcp(ctx, &t, len, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return 0;
+	listener = sk->state == BPF_TCP_LISTEN ? bpf_skc_to_tcp_sock(sk) : 0;
+	if (listener) {
+		bpf_probe_read_kernel(&waiting, sizeof(waiting),
+				      (void *)listener + config.ack_backlog);
+		bpf_probe_read_kernel(&room, sizeof(room),
+				      (void *)listener + config.max_ack_backlog);
+	}
+	bpf_sk_release(sk);
+	return waiting > room;
+}
+
 /* All that is not the plain next segment or acknowledgement. */
 __noinline int tcp_rare(frame_t *ctx, const struct packet *p, struct tcp_conv *c)
 {
@@ -408,6 +441,9 @@ __noinline int tcp_rare(frame_t *ctx, const struct packet *p, struct tcp_conv *c
 	l = tcp_line_of(p->slot);
 	if (!l)
 		return 0;
+	if (config.ack_backlog && (p->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && !hook_of(p) &&
+	    meets_full_queue(ctx, p))
+		l->options |= WEFT_TCP_QUEUE_FULL;
 	if (unlikely(c->holder))
 		tcp_renew(p, c);
 	/* A packet may pass both hooks of a device: loopback, a router on one leg. A side
@@ -424,7 +460,7 @@ __noinline int tcp_rare(frame_t *ctx, const struct packet *p, struct tcp_conv *c
 	if (p->flags & TCP_SYN) {
 		if (tcp_opening(p, c, me, peer))
 			l->retransmits += p->packets;
-		else if (!c->holder || !l->options)
+		else if (!c->holder || !(l->options & WEFT_TCP_SYN_SEEN))
 			read_options(ctx, p->l4 + sizeof(struct tcphdr), p->options, l);
 		if (!c->holder)
 			me->window = p->window;
